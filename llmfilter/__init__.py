@@ -1,0 +1,20 @@
+"""llmfilter: run a language model over JSON lines, as a Unix filter.
+
+The modules, in the order in which a row meets them:
+
+    cli         argv, environment, streams, signals, exit status; builds all that follows
+    options     the command line: what may be typed
+    pipeline    one run, every stage in order
+    rows        stdin → blocks of lines → records
+    prompt      record → request body
+    cache       LMDB: answers that were paid for
+    flights     requests in flight: asked, asked again, stored, printed
+    chat        aiohttp: sending, retrying (faults: what an error means; pace: how fast)
+    completion  response body → the model's content
+    answer      content → one JSON object that passed its checks (schema)
+    output      answers to stdout, error lines to stderr
+
+Beside them: record (JSON as bytes), batches (a thread for blocking calls), stats, errors.
+"""
+
+__version__ = "0.1.0"

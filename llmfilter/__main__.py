@@ -1,0 +1,7 @@
+"""python -m llmfilter"""
+
+import sys
+
+from llmfilter.cli import main
+
+sys.exit(main())

@@ -1,0 +1,129 @@
+"""The model's content → the answer that goes into the record. Pure.
+
+Whatever is ambiguous is refused, never guessed, and broken JSON is not repaired: a wrong answer
+that parses costs more than one that is asked for again.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from llmfilter.errors import RowError
+from llmfilter.record import dump_text, join, members, object_end, one_line, parse_json
+
+if TYPE_CHECKING:
+    from llmfilter.schema import Schema
+
+_THINK, _THINK_END = "<think>", "</think>"
+_FAULTS_MOST = 5
+_STARTS_MOST = 64  # braces tried before a closing tag: keeps hostile text from costing n²
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON object as bytes in one line, and the same parsed (its keys are what splicing needs)."""
+
+    text: bytes
+    value: Mapping[str, Any]
+
+
+class Checks:
+    """What an answer must be, and how it goes into the record.
+
+    schema: it must satisfy it; fields: the keys to keep, all of which must be there; key: put it
+    under this key instead of merging it; is_text: any text is an answer, under `key`.
+    """
+
+    def __init__(
+        self,
+        schema: "Schema | None" = None,
+        fields: Sequence[str] = (),
+        key: str | None = None,
+        is_text: bool = False,
+    ) -> None:
+        self._schema = schema
+        self._fields = fields
+        self._key = key
+        self._is_text = is_text
+
+    def read(self, content: str) -> Answer:
+        """The answer in a content; raises RowError (`unparsable`, `invalid`)."""
+        if self._is_text:
+            return _under(self._key or "answer", dump_text(read_text(content)))
+        text, value = extract(content)
+        if self._schema or self._fields:
+            self._check(value, content)
+            if self._fields and len(value) > len(self._fields):
+                text = join([part for part in members(text) if part[0] in self._fields])
+                value = dict.fromkeys(self._fields)
+        if self._key is not None:
+            return _under(self._key, text)
+        return Answer(text, value)
+
+    def _check(self, value: dict[str, Any], content: str) -> None:
+        faults = [f"the key {name!r} is missing" for name in self._fields if name not in value]
+        if self._schema:
+            faults += self._schema.faults(value)
+        if faults:
+            raise RowError("invalid", "; ".join(faults[:_FAULTS_MOST]), raw=content)
+
+
+def _under(key: str, text: bytes) -> Answer:
+    return Answer(b"{%b:%b}" % (dump_text(key), text), {key: None})
+
+
+def extract(content: str) -> tuple[bytes, dict[str, Any]]:
+    """The one JSON object in a content, in one line and parsed; raises RowError(`unparsable`).
+
+    Tried in this order: the whole; without a leading think block; from the first `{` to the last
+    `}`, unless a `[` before or a `]` after it says that the object is only part of the answer.
+    """
+    fault = "it is empty"
+    for text in _readings(content):
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            fault = str(error)
+            continue
+        if isinstance(value, dict):
+            return one_line(text.encode("utf-8", "backslashreplace")), value
+        raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
+    raise RowError("unparsable", f"the answer is not one JSON object: {fault}", raw=content)
+
+
+def _readings(content: str) -> list[str]:
+    whole = content.strip()
+    rest = drop_think(whole).strip()
+    readings = [whole] if rest == whole else [whole, rest]
+    start, end = rest.find("{"), rest.rfind("}")
+    is_reasoning = rest.startswith(_THINK)  # a think block without an end: what it holds is a draft
+    if not is_reasoning and 0 <= start < end and "[" not in rest[:start] and "]" not in rest[end:]:
+        readings.append(rest[start : end + 1])
+    return readings
+
+
+def drop_think(text: str) -> str:
+    """Without a leading think block, also one whose opening tag the server's template swallowed."""
+    head, end_tag, rest = text.partition(_THINK_END)
+    if end_tag and (head.lstrip().startswith(_THINK) or not _is_in_object(text, len(head))):
+        return rest
+    return text
+
+
+def _is_in_object(text: str, at: int) -> bool:
+    """Whether an object that starts before `at` ends behind it: what stands there is its data."""
+    starts = [match.start() for match in islice(re.finditer("{", text[:at]), _STARTS_MOST)]
+    return any(object_end(text, start) > at for start in starts)
+
+
+def read_text(content: str) -> str:
+    """A plain-text answer without its think block; RowError(`unparsable`) if nothing else is there."""
+    head, end_tag, rest = content.partition(_THINK_END)
+    opened = head.lstrip().startswith(_THINK)
+    if end_tag and (opened or rest.startswith(("\n", "\r"))):
+        content, opened = rest.strip(), not rest.strip()
+    if opened:
+        raise RowError("unparsable", "the model reasoned but gave no answer", raw=content)
+    return content

@@ -1,0 +1,76 @@
+"""A thread that works off whatever has piled up.
+
+Blocking calls (a write to a pipe, an fsync) must not stop the event loop, and a thread hand-over
+for every item would cost more than the item. So items pile up on the loop's side while the thread
+is busy; when it is done it gets all of them at once. What arrives in one turn of the loop goes out
+together, and nothing waits while the thread is idle.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Batcher(Generic[T]):
+    """Calls `work(batch)` in its own thread, then `done(batch, error)` on the loop.
+
+    One batch is under way at a time. `error` is the exception that `work` raised, or None.
+    The thread is a daemon: a write that blocks for ever does not keep the program alive.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[T]], None],
+        done: Callable[[list[T], Exception | None], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._work = work
+        self._done = done
+        self._inbox: queue.SimpleQueue[list[T]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._busy = False
+        self.pending: list[T] = []
+
+    def add(self, item: T) -> None:
+        """Queue one item; it is handed over at the end of this turn of the loop, or when the thread is free."""
+        self.pending.append(item)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._hand_over)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued and nothing is under way."""
+        return not self._busy
+
+    def _hand_over(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        batch, self.pending = self.pending, []
+        self._inbox.put(batch)
+
+    def _run(self) -> None:
+        while True:
+            batch = self._inbox.get()
+            error: Exception | None = None
+            try:
+                self._work(batch)
+            except Exception as raised:  # reported to the loop, which knows what it means
+                error = raised
+            try:
+                self._loop.call_soon_threadsafe(self._finish, batch, error)
+            except RuntimeError:  # the loop has closed: the program is on its way out
+                return
+            batch = []
+
+    def _finish(self, batch: list[T], error: Exception | None) -> None:
+        self._done(batch, error)
+        if self.pending:
+            self._hand_over()
+        else:
+            self._busy = False

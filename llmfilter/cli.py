@@ -1,0 +1,163 @@
+"""The command: argv, environment, standard streams, signals and exit status; builds the rest."""
+
+import os
+import signal
+import stat
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmfilter.errors import UsageError
+from llmfilter.options import make_parser
+
+if TYPE_CHECKING:
+    from llmfilter.pipeline import Pipeline
+    from llmfilter.stats import Stats
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+_FILES_BESIDE = 64  # descriptors beyond one for each request: streams, cache, loop
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save yet: end without a traceback
+    try:
+        check_streams()
+        args = make_parser().parse_args(argv)
+        check_files(args.jobs)
+        return start(args)
+    except UsageError as error:
+        say(str(error))
+        return 2
+
+
+def say(message: str) -> None:
+    """A plain line on stderr."""
+    try:
+        os.write(STDERR, f"llmfilter: {message}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody listens; the exit status tells
+
+
+def check_streams() -> None:
+    """Before anything is opened, which would take a closed descriptor's place; raises UsageError."""
+    streams = {}
+    for fd in (STDIN, STDOUT, STDERR):
+        try:
+            streams[fd] = os.fstat(fd)
+        except OSError:
+            # The null device keeps the number taken. Without a stderr the run is still of use.
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+    if STDIN not in streams:
+        raise UsageError("stdin is closed: give records, like < data.jsonl")
+    if STDOUT not in streams:
+        raise UsageError("stdout is closed: give it somewhere to go, like > out.jsonl")
+    if stat.S_ISDIR(streams[STDIN].st_mode):
+        raise UsageError("stdin is a directory: give records, like < data.jsonl")
+    if stat.S_ISREG(streams[STDIN].st_mode) and os.path.samestat(streams[STDIN], streams[STDOUT]):
+        raise UsageError("stdin and stdout are the same file, which would be lost: write to another one")
+
+
+def check_files(jobs: int) -> None:
+    """Raises the limit of open files as far as `jobs` connections need; UsageError if that is not allowed."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = jobs + _FILES_BESIDE
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        most = max(1, hard - _FILES_BESIDE)
+        raise UsageError(f"-j {jobs} needs {needed} open files, {hard} are allowed: raise ulimit -n, or give -j {most}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def start(args: Namespace) -> int:
+    """Runs the pipeline on an event loop; returns the exit status."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run(args))
+
+
+async def run(args: Namespace) -> int:
+    """Builds the job from what was typed, runs it, and says how it ended; returns the exit status."""
+    from llmfilter.job import make_job
+    from llmfilter.pipeline import Pipeline
+    from llmfilter.stats import Stats
+
+    stats = Stats()
+    job = await make_job(args, os.environ, STDIN, stats)
+    if os.isatty(STDIN):
+        say("reading records from the terminal, one a line; Ctrl-D ends them")
+    pipeline = Pipeline(job, STDIN, STDOUT, STDERR, args.keep_order, stats)
+    catch_signals(pipeline)
+    await pipeline.run()
+    if pipeline.stopped and pipeline.stopped.reason:
+        say(describe_stop(pipeline))
+    if args.stats:
+        write_stats(args.stats, stats)
+    if args.dry_run:
+        say(f"{stats.rows} rows, {stats.cached} in the cache, {stats.rows - stats.cached - stats.failed} to be asked")
+    if pipeline.stopped:
+        return pipeline.stopped.status
+    return 1 if stats.failed else 0
+
+
+def catch_signals(pipeline: "Pipeline") -> None:
+    """The first signal drains the pipeline, the second ends the program at once.
+
+    What was ignored at the start (nohup's SIGHUP, a background job's SIGINT) stays ignored.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    seen: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        from llmfilter.pipeline import Stop
+
+        if seen:
+            say(describe_stop(pipeline))
+            os._exit(128 + number)
+        seen.append(number)
+        at_server = len(pipeline.flights) - pipeline.flights.waiting
+        pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
+        if at_server:
+            pipeline.output.say(
+                f"{number.name}: finishing {at_server} requests, which are paid for; once more stops at once"
+            )
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop, number)
+
+
+def describe_stop(pipeline: "Pipeline") -> str:
+    """How far a run came that ended early, and how to go on."""
+    stats, line = pipeline.stats, pipeline.first_unfinished
+    done = stats.answered + stats.failed
+    reason = pipeline.stopped.reason if pipeline.stopped else None
+    if line is None:
+        return f"{reason}; all {done} rows are done"
+    return (
+        f"{reason}; stopped at line {line}, {done} rows are done: "
+        "the same command on the same input goes on from there"
+    )
+
+
+def write_stats(path: str, stats: "Stats") -> None:
+    """Writes the counters as one JSON object; a failure is said, since the rows are out already."""
+    import json
+
+    try:
+        Path(path).write_text(json.dumps(stats.as_dict()) + "\n")
+    except OSError as error:
+        say(f"--stats {path}: {error.strerror}")

@@ -1,0 +1,129 @@
+"""A server's answer with HTTP 200 → the model's content. Pure.
+
+HTTP 200 alone is not success: servers and proxies send errors, cut answers and refusals with it.
+A stored completion is the body byte for byte behind a small header that says where its content
+stands and what it cost, so that a replay need not parse the whole body.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from llmfilter.errors import Retryable, RowError, printable
+from llmfilter.faults import server_words
+from llmfilter.record import dump_text, parse_json
+
+# Format version, where the content's JSON string starts and ends in the body (both 0: parse the
+# body), prompt tokens, completion tokens.
+_HEADER = struct.Struct("<BIIII")
+_VERSION = 1
+_UINT32_MAX = (1 << 32) - 1
+_SHOWN = 1000  # characters of a body that is no completion
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model said, and the tokens it was billed with (0 where the server didn't say).
+
+    fault: why it is no answer although it was paid for, or None.
+    """
+
+    content: str
+    prompt_tokens: int
+    completion_tokens: int
+    fault: RowError | None = None
+
+
+class Faulty(Retryable):
+    """A 200 that is no answer: kind `server`; document: what was parsed of it."""
+
+    def __init__(self, message: str, body: bytes, document: Any = None) -> None:
+        super().__init__("server", message, raw=body[: 4 * _SHOWN].decode("utf-8", "replace")[:_SHOWN])
+        self.document = document
+
+
+def read_completion(body: bytes) -> Completion:
+    """The completion in a body; raises Faulty where there is none."""
+    try:
+        document = parse_json(body)
+    except ValueError as fault:
+        raise Faulty(f"the answer is not JSON: {fault}", body) from None
+    if not isinstance(document, dict):
+        raise Faulty("the answer is not a JSON object", body, document)
+    if document.get("error") is not None:
+        words = server_words(document, b"")
+        raise Faulty(f"the server sent an error with status 200: {words}", body, document)
+    choices = document.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise Faulty("the answer has no choices", body, document)
+    usage = document.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    content = _content(message.get("content"))
+    return Completion(
+        content,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _fault(choice.get("finish_reason"), message, content, body),
+    )
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, list):  # parts: Mistral's thinking and text
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join([text for text in texts if isinstance(text, str)])
+    return content if isinstance(content, str) else ""
+
+
+def _fault(reason: Any, message: dict[str, Any], content: str, body: bytes) -> RowError | None:
+    if reason == "length":
+        cut = "the answer was cut off: give it more room, for example -o max_tokens=N"
+        return RowError("truncated", cut, raw=content or _reasoning(message))
+    if reason == "content_filter":
+        return RowError("filtered", "the server's content filter withheld the answer", raw=content)
+    refusal = message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        return RowError("refused", printable(refusal), raw=refusal)
+    if content and not content.isspace():
+        return None
+    if message.get("tool_calls"):
+        return RowError("unparsable", "the model called a tool instead of answering", raw=_reasoning(message))
+    if _reasoning(message):
+        return RowError("unparsable", "the model reasoned but gave no answer", raw=_reasoning(message))
+    return Faulty("the answer is empty", body)
+
+
+def _reasoning(message: dict[str, Any]) -> str | None:
+    for key in ("reasoning_content", "reasoning"):
+        if isinstance(message.get(key), str) and message[key].strip():
+            return str(message[key])
+    return None
+
+
+def _count(tokens: Any) -> int:
+    return tokens if type(tokens) is int and 0 <= tokens <= _UINT32_MAX else 0
+
+
+def pack(body: bytes, completion: Completion) -> bytes:
+    """A completion as it is stored."""
+    literal = dump_text(completion.content)
+    start = body.find(literal)  # wherever it stands: equal bytes read back as equal text
+    end = start + len(literal) if start >= 0 else 0
+    return _HEADER.pack(_VERSION, max(start, 0), end, completion.prompt_tokens, completion.completion_tokens) + body
+
+
+def unpack(stored: bytes | memoryview) -> Completion | None:
+    """A stored completion, or None if this version can't read it."""
+    if len(stored) < _HEADER.size or stored[0] != _VERSION:
+        return None
+    _, start, end, prompt_tokens, completion_tokens = _HEADER.unpack_from(stored)
+    size = _HEADER.size
+    if end:
+        return Completion(orjson.loads(stored[size + start : size + end]), prompt_tokens, completion_tokens)
+    try:
+        return read_completion(bytes(stored[size:]))
+    except Faulty:
+        return None

@@ -1,0 +1,120 @@
+"""Where requests go, and with which headers. Pure: the environment is handed in."""
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, urlsplit
+
+from llmfilter import __version__
+from llmfilter.errors import UsageError
+
+OPENAI = "https://api.openai.com/v1"
+_PATH = "/chat/completions"
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+# Shorter ones are dummies ("none", "EMPTY") and words of ordinary answers; masking would spoil those.
+_SECRET_BYTES_LEAST = 8
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """url: for chat requests; models_url: lists the models; headers: names and values, secrets included;
+    secrets: what must be masked where a server echoes it; proxy: its URL, or None."""
+
+    url: str
+    models_url: str
+    headers: Mapping[str, str] = field(repr=False)
+    secrets: Sequence[bytes] = field(repr=False)
+    proxy: str | None = field(repr=False)
+
+
+def make_endpoint(
+    base_url: str | None, typed_headers: Sequence[str], environ: Mapping[str, str], needs_key: bool
+) -> Endpoint:
+    """The endpoint for `-u`, `-H` and the environment; raises UsageError naming what to mend."""
+    source = "-u" if base_url else "$OPENAI_BASE_URL"
+    parts = _split(base_url or environ.get("OPENAI_BASE_URL") or OPENAI, source)
+    headers = {"User-Agent": f"llmfilter/{__version__}"}
+    secrets: list[str] = []
+    for typed in typed_headers:
+        name, value = _expand(typed, environ, secrets)
+        headers[name] = value
+    key = environ.get("OPENAI_API_KEY", "").strip()
+    if not {"authorization", "api-key"} & {name.lower() for name in headers}:
+        if key:
+            _check_value("$OPENAI_API_KEY", key)
+            headers["Authorization"] = f"Bearer {key}"
+            secrets.append(key)
+        elif needs_key and not is_loopback(parts.hostname or ""):
+            raise UsageError(
+                f"no key for {parts.hostname}: set $OPENAI_API_KEY, or give -H 'Authorization: Bearer $MY_KEY'"
+            )
+    base = parts._replace(path=parts.path.removesuffix(_PATH))
+    return Endpoint(
+        base._replace(path=base.path + _PATH).geturl(),
+        base._replace(path=base.path + "/models").geturl(),
+        headers,
+        [secret.encode() for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST],
+        _proxy(parts, environ),
+    )
+
+
+def _split(url: str, source: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError as fault:
+        raise UsageError(f"{source} {url!r} is not a URL: {fault}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+        raise UsageError(f"{source} {url!r} is not a URL like http://localhost:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(f"{source}: no user or password in a URL; give -H 'Authorization: Basic $MY_SECRET'")
+    return parts._replace(path=parts.path.rstrip("/"), fragment="")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _expand(typed: str, environ: Mapping[str, str], secrets: list[str]) -> tuple[str, str]:
+    name, colon, value = typed.partition(":")
+    if not colon or not _TOKEN.fullmatch(name):
+        raise UsageError(f"-H {name!r}: a header looks like 'Name: value'")
+
+    def look_up(match: re.Match[str]) -> str:
+        variable = match[1] or match[2]
+        if variable not in environ:
+            raise UsageError(f"-H {name}: ${variable} is not set in the environment")
+        secrets.append(environ[variable])
+        return environ[variable]
+
+    value = _VARIABLE.sub(look_up, value).strip()
+    _check_value(f"-H {name}", value)
+    return name, value
+
+
+def _check_value(source: str, value: str) -> None:
+    if not value.isprintable():
+        raise UsageError(f"{source}: the value holds a line break or another control character")
+
+
+def _proxy(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
+    """The proxy that the environment names for a URL; a server on this machine is never behind one."""
+    if is_loopback(parts.hostname or "") or not any(name.lower().endswith("_proxy") for name in environ):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+
+    proxies = getproxies_environment()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass_environment(parts.netloc, proxies):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")):
+        scheme = proxy.partition(":")[0]
+        raise UsageError(f"the environment names a {scheme} proxy for {parts.scheme}; only http proxies are known here")
+    return proxy

@@ -1,0 +1,52 @@
+"""What can go wrong, named by its remedy."""
+
+import re
+
+# What a terminal would obey: C0, DEL and C1 (ECMA-48).
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+class UsageError(Exception):
+    """Wrong usage or configuration: nothing was sent; mend it and start again (exit status 2)."""
+
+
+class RunError(Exception):
+    """What refuses every row: the run ends here (exit status 3)."""
+
+
+class RowError(Exception):
+    """One row is given up; the others go on.
+
+    kind: the KIND of its error line; status: the HTTP status, where there was one;
+    raw: the model's answer as far as there was one, so that what was paid for is not lost.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, status: int | None = None, raw: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.status = status
+        self.raw = raw
+
+
+class Retryable(RowError):
+    """The same request may succeed later.
+
+    after_s: how long the server asks to wait; is_limit: a rate limit or a loading model, which is
+    waited out and uses up no attempt.
+    """
+
+    after_s: float | None = None
+    is_limit = False
+
+
+class Abandoned(Exception):
+    """The run is stopping: this row gets neither an answer nor an error line."""
+
+
+def printable(text: str, most: int = 500) -> str:
+    """Foreign text fit for a line on a terminal: no control characters, at most `most` characters."""
+    text = _CONTROL.sub(" ", text).strip()
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,142 @@
+"""Record → request body, as bytes. Pure.
+
+Only `{name}` and `{dotted.path}` are placeholders, so a JSON example or `\\d{3}` in a prompt needs
+no escaping. A value goes in as it is and is never expanded again.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from llmfilter.errors import RowError, UsageError
+from llmfilter.record import dump_text, parse_exact
+
+_PATH = r"[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*"
+_PLACEHOLDER = re.compile(rf"\{{\{{({_PATH})\}}\}}|\{{({_PATH})\}}", re.ASCII)
+_MISSING = object()
+
+
+class Template:
+    """Text with placeholders; `names` lists them, in order."""
+
+    def __init__(self, text: str) -> None:
+        self.names: list[str] = []
+        self._parts: list[str] = []  # literals, with an empty string where a value goes
+        self._holes: list[tuple[int, str]] = []
+        literal, end = "", 0
+        for match in _PLACEHOLDER.finditer(text):
+            literal += text[end : match.start()]
+            end = match.end()
+            if match[1]:  # {{name}} stands for {name} itself
+                literal += match[0][1:-1]
+                continue
+            self._parts += [literal, ""]
+            self._holes.append((len(self._parts) - 1, match[2]))
+            self.names.append(match[2])
+            literal = ""
+        self._parts.append(literal + text[end:])
+
+    def fill(self, record: Mapping[str, Any], raw: bytes) -> str:
+        """The text for one record, whose own bytes are `raw`; RowError(`template`) if a field is missing."""
+        parts = self._parts.copy()
+        for at, name in self._holes:
+            value = record.get(name)
+            parts[at] = value if type(value) is str else _text_at(name, record, raw)
+        return "".join(parts)
+
+
+def _text_at(name: str, record: Mapping[str, Any], raw: bytes) -> str:
+    value = _look_up(name, record)
+    if value is _MISSING:
+        there = ", ".join(record) or "none"
+        raise RowError("template", f"the record has no field {name}; it has: {there}")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or value is None or (type(value) is int and value):
+        return orjson.dumps(value).decode()
+    # Numbers must stand as in the input: 1.0, 1e5, -0 and 20 digits are not what Python prints.
+    try:
+        return orjson.dumps(_look_up(name, parse_exact(raw))).decode()
+    except orjson.JSONEncodeError:
+        raise RowError("template", f"the field {name} holds text that is not Unicode") from None
+
+
+def _look_up(path: str, record: Mapping[str, Any]) -> Any:
+    value: Any = record
+    for segment in path.split("."):
+        value = value.get(segment, _MISSING) if isinstance(value, dict) else _MISSING
+    return value
+
+
+class Prompt:
+    """Builds the body of a chat request.
+
+    user: the template of the user message, or None where each record carries its own `messages`;
+    system: the template of the system message; fields: the other request fields, in order.
+    """
+
+    def __init__(
+        self,
+        user: Template | None,
+        system: Template | None,
+        model: str,
+        fields: Mapping[str, Any],
+    ) -> None:
+        self._user = user
+        self._system = system
+        self._head = orjson.dumps({"model": model, "messages": []})[:-2]
+        self._tail = b"]" + (b"," + orjson.dumps(fields)[1:] if fields else b"}")
+        if system and not system.names:
+            self._head += _message("system", system.fill({}, b"")) + b","
+            self._system = None
+
+    def body(self, record: Mapping[str, Any], raw: bytes) -> bytes:
+        """The request for one record, whose own bytes are `raw`; RowError(`template`) if it can't be built."""
+        if self._user is None:
+            messages = _own_messages(record)
+        else:
+            messages = _message("user", self._user.fill(record, raw))
+        if self._system:
+            messages = _message("system", self._system.fill(record, raw)) + b"," + messages
+        return self._head + messages + self._tail
+
+    def extend(self, body: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
+        """`body` with more messages, (role, content) each, at the end of its list."""
+        added = b"".join([b"," + _message(role, content) for role, content in turns])
+        return body.removesuffix(self._tail) + added + self._tail
+
+
+def _message(role: str, content: str) -> bytes:
+    return b'{"role":"%b","content":%b}' % (role.encode(), dump_text(content))
+
+
+def _own_messages(record: Mapping[str, Any]) -> bytes:
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
+        there = ", ".join(record) or "none"
+        raise RowError("template", f"the record has no list `messages` (and there is no -p); it has: {there}")
+    if not messages:
+        raise RowError("template", "the record's `messages` is an empty list")
+    try:
+        return orjson.dumps(messages)[1:-1]
+    except orjson.JSONEncodeError:
+        raise RowError("template", "the record's `messages` hold text that is not Unicode") from None
+
+
+def read_prompt(text: str) -> str:
+    """A prompt file's text without a `#!` line and without its final newline."""
+    if text.startswith("#!"):
+        text = text.partition("\n")[2]
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def check_placeholders(first_keys: Sequence[str] | None) -> None:
+    """Raises the UsageError for a prompt without placeholders; first_keys: the first record's, if known."""
+    example = (first_keys or ["text"])[0]
+    known = f"; the first record has: {', '.join(first_keys)}" if first_keys else ""
+    raise UsageError(
+        "the prompt has no placeholder, so every row would be the same request: "
+        f"name a field in it, like {{{example}}}{known}"
+    )

@@ -1,0 +1,122 @@
+"""JSON as bytes: parsed to be read, spliced to be written.
+
+A record is never re-encoded. Big integers, `1.0`, key order and escapes would not survive a round
+trip through Python's types, so what goes out is cut from what came in.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import orjson
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+# A line break in valid JSON stands between two tokens, never inside a string.
+_LINE_BREAK = re.compile(rb"[ \t]*[\r\n][ \t\r\n]*")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_as_text = {"parse_int": str, "parse_float": str, "parse_constant": _refuse}
+_decoder = json.JSONDecoder(**_as_text)  # type: ignore[arg-type]
+
+
+def parse_json(text: bytes | str) -> Any:
+    """JSON → Python value; raises ValueError saying where it stopped.
+
+    orjson refuses some valid JSON (1e400, numbers of thousands of digits, lone surrogates); there
+    Python's json steps in, with numbers left as text, since its own int stops at 4,300 digits.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as fault:
+        try:
+            # Decoded here, since json would also guess UTF-16 and UTF-32.
+            return _decoder.decode(text.decode() if isinstance(text, bytes) else text)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        except ValueError:
+            raise ValueError(str(fault)) from None
+
+
+def parse_exact(text: bytes) -> Any:
+    """JSON → Python value whose numbers are `orjson.Fragment`s: they encode as they stood."""
+    return json.loads(
+        text.decode(),
+        parse_int=orjson.Fragment,
+        parse_float=orjson.Fragment,
+        parse_constant=_refuse,
+    )
+
+
+def dump_text(text: str) -> bytes:
+    """A string as JSON in UTF-8; a lone surrogate, which UTF-8 can't hold, stays an escape."""
+    try:
+        return orjson.dumps(text)
+    except orjson.JSONEncodeError:
+        encoded = json.dumps(text, ensure_ascii=False)
+        return encoded.encode("utf-8", "backslashreplace")
+
+
+def one_line(text: bytes) -> bytes:
+    """JSON without its line breaks and indentation; every token keeps its bytes."""
+    return _LINE_BREAK.sub(b"", text) if b"\n" in text or b"\r" in text else text
+
+
+def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
+    """The members of a valid JSON object, in order: key, and key and value as they stand."""
+    source = text.decode()
+    found = []
+    at = _skip(source, source.index("{") + 1)
+    while source[at] != "}":
+        key, key_end = _decoder.raw_decode(source, at)
+        value_at = _skip(source, _skip(source, key_end) + 1)
+        end = _decoder.raw_decode(source, value_at)[1]
+        found.append((key, source[at:key_end].encode(), source[value_at:end].encode()))
+        at = _skip(source, end)
+        if source[at] == ",":
+            at = _skip(source, at + 1)
+    return found
+
+
+def object_end(source: str, start: int) -> int:
+    """Where the JSON value that starts at `start` ends, or -1 if none does."""
+    try:
+        return _decoder.raw_decode(source, start)[1]
+    except (ValueError, RecursionError):
+        return -1
+
+
+def _skip(source: str, at: int) -> int:
+    space = _SPACE.match(source, at)
+    assert space is not None  # the pattern matches the empty string
+    return space.end()
+
+
+def join(parts: list[tuple[str, bytes, bytes]]) -> bytes:
+    """Members as one object."""
+    return b"{" + b",".join([key + b":" + value for _, key, value in parts]) + b"}"
+
+
+def splice(
+    raw: bytes, record: Mapping[str, Any], answer: bytes, answer_keys: Mapping[str, Any]
+) -> bytes:
+    """One output line: the record's bytes, then the answer's members.
+
+    raw, answer: JSON objects without white space around them; record, answer_keys: the same,
+    parsed. Where both have a key, the answer's value stands in the record's place.
+    """
+    if record.keys().isdisjoint(answer_keys):
+        if not answer_keys:
+            return raw + b"\n"
+        if not record:
+            return answer + b"\n"
+        return b"%b,%b\n" % (raw[:-1], answer[1:])
+    news = {key: (key, key_text, value) for key, key_text, value in members(answer)}
+    olds = {key: (key, key_text, value) for key, key_text, value in members(raw)}
+    merged = [(key, olds[key][1], news[key][2]) if key in news else olds[key] for key in olds]
+    merged += [news[key] for key in news if key not in olds]
+    return join(merged) + b"\n"

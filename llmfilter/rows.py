@@ -1,0 +1,169 @@
+"""stdin: bytes → blocks of lines → records.
+
+A daemon thread reads the descriptor itself and hands blocks of lines through a bounded queue. That
+serves files, pipes, terminals and sockets alike: an event loop refuses to watch files and
+`/dev/null`, and would set a pipe non-blocking for everyone who shares it.
+"""
+
+import asyncio
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from llmfilter.errors import RowError
+from llmfilter.record import parse_json
+
+BLOCK_BYTES = 1 << 17  # one read
+BLOCKS_AHEAD = 3  # read but not yet taken: with the one in hand about half a MB
+LINE_BYTES_MAX = 64 << 20
+SHOWN_BYTES = 1 << 10  # of a line that is too long
+BOM = b"\xef\xbb\xbf"
+
+
+class Overlong(bytes):
+    """The beginning of a line of more than LINE_BYTES_MAX bytes; the rest was not kept."""
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Chunks of any size → non-empty lists of lines without their newline; holds one line at most."""
+    parts: list[bytes] = []  # of the line that has not ended yet
+    size = 0
+    for chunk in chunks:
+        lines = chunk.split(b"\n")
+        if lines[0]:
+            parts.append(lines[0])
+            size += len(lines[0])
+            if size > LINE_BYTES_MAX:
+                del parts[SHOWN_BYTES:]  # no part is empty, so these hold what is shown
+        if len(lines) > 1:
+            lines[0] = _join(parts, size)
+            last = lines.pop()
+            parts, size = [last] if last else [], len(last)
+            yield lines
+    if parts:
+        yield [_join(parts, size)]
+
+
+def _join(parts: list[bytes], size: int) -> bytes:
+    line = b"".join(parts)
+    return line if size <= LINE_BYTES_MAX else Overlong(line[:SHOWN_BYTES])
+
+
+def read_chunks(fd: int) -> Iterator[bytes]:
+    """Whatever the descriptor has, up to BLOCK_BYTES at a time, until its end; raises OSError."""
+    while True:
+        try:
+            chunk = os.read(fd, BLOCK_BYTES)
+        except BlockingIOError:  # somebody who shares it has set it non-blocking
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll()
+            continue
+        if not chunk:
+            return
+        yield chunk
+
+
+class Rows:
+    """The lines of a descriptor, read ahead by a thread: `async for lines in rows`.
+
+    lines_read, bytes_read: up to and with the block handed out last. The iteration ends at the end
+    of the input or after `stop()`; `ended` tells which. Raises OSError where reading fails.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
+        self._blocks: deque[list[bytes] | OSError | None] = deque()
+        self._credit = threading.Semaphore(BLOCKS_AHEAD)
+        self._wake = asyncio.Event()
+        self._stopped = False
+        self.ended = False
+        self.lines_read = 0
+        self.bytes_read = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopped = True
+        self._wake.set()
+
+    def __aiter__(self) -> "Rows":
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        while not self._blocks and not self._stopped:
+            self._wake.clear()
+            await self._wake.wait()
+        if self._stopped:
+            raise StopAsyncIteration
+        block = self._blocks.popleft()
+        if isinstance(block, OSError):
+            raise block
+        if block is None:
+            self.ended = True
+            raise StopAsyncIteration
+        self._credit.release()
+        if not self.lines_read and block[0].startswith(BOM):
+            block[0] = block[0].removeprefix(BOM)
+        self.lines_read += len(block)
+        self.bytes_read += sum(map(len, block)) + len(block)
+        return block
+
+    def _read(self) -> None:
+        end: OSError | None = None
+        try:
+            for lines in split_lines(read_chunks(self._fd)):
+                self._credit.acquire()
+                if not self._deliver(lines):
+                    return
+        except OSError as error:
+            end = error
+        self._deliver(end)
+
+    def _deliver(self, block: list[bytes] | OSError | None) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(self._receive, block)
+        except RuntimeError:  # the loop has closed: the program is on its way out
+            return False
+        return True
+
+    def _receive(self, block: list[bytes] | OSError | None) -> None:
+        self._blocks.append(block)
+        self._wake.set()
+
+
+class Row(NamedTuple):
+    """A record under way: its line number, its own bytes without white space around, and the same parsed."""
+
+    number: int
+    raw: bytes
+    record: dict[str, Any]
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """A line → its record; raises RowError(`input`) where it is not one JSON object."""
+    try:
+        record = parse_json(line)
+    except ValueError as fault:
+        if isinstance(line, Overlong):
+            message = f"the line is longer than {LINE_BYTES_MAX >> 20} MiB; its beginning is shown"
+        else:
+            message = f"the line is not JSON: {fault}"
+            if line.startswith(b"["):
+                message += "; an array becomes one record a line with: jq -c '.[]'"
+        raise RowError("input", message) from None
+    if isinstance(record, dict):
+        return record
+    message = f"a JSON object is needed, this is {_NAMES.get(type(record), 'something else')}"
+    if isinstance(record, list):
+        message += "; one record a line: jq -c '.[]'"
+    raise RowError("input", message)
+
+
+_NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"} | dict.fromkeys(
+    (int, float), "a number"
+)

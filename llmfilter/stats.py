@@ -1,0 +1,61 @@
+"""What a run did, in numbers."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmfilter.completion import Completion
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one run; rows = answered + failed (+ unfinished, after an early stop)."""
+
+    rows: int = 0
+    answered: int = 0
+    cached: int = 0
+    by_kind: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    retries: int = 0
+    reasked: int = 0
+    billed_prompt: int = 0
+    billed_completion: int = 0
+    saved_prompt: int = 0
+    saved_completion: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+
+    def count_saved(self, completion: Completion) -> None:
+        """A row was answered without a request of its own."""
+        self.cached += 1
+        self.saved_prompt += completion.prompt_tokens
+        self.saved_completion += completion.completion_tokens
+
+    @property
+    def failed(self) -> int:
+        """Rows that got an error line."""
+        return self.by_kind.total()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started_at
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counters as `--stats` writes them."""
+        return {
+            "rows": self.rows,
+            "answered": self.answered,
+            "cached": self.cached,
+            "failed": self.failed,
+            "by_kind": dict(sorted(self.by_kind.items())),
+            "unfinished": self.rows - self.answered - self.failed,
+            "requests": self.requests,
+            "retries": self.retries,
+            "reasked": self.reasked,
+            "tokens": {
+                "billed": {"prompt": self.billed_prompt, "completion": self.billed_completion},
+                "saved": {"prompt": self.saved_prompt, "completion": self.saved_completion},
+            },
+            "seconds": round(self.seconds, 3),
+        }

@@ -5,10 +5,11 @@ that parses costs more than one that is asked for again.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from llmfilter.errors import RowError
 from llmfilter.record import dump_text, join, members, object_end, one_line, parse_json
@@ -21,12 +22,8 @@ _FAULTS_MOST = 5
 _STARTS_MOST = 64  # braces tried before a closing tag: keeps hostile text from costing n²
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A JSON object as bytes in one line, and the same parsed (its keys are what splicing needs)."""
-
-    text: bytes
-    value: Mapping[str, Any]
+# A JSON object as bytes in one line, and the same parsed: splicing needs its keys.
+Answer = tuple[bytes, Mapping[str, Any]]
 
 
 class Checks:
@@ -47,20 +44,20 @@ class Checks:
         self._fields = fields
         self._key = key
         self._is_text = is_text
+        self._is_any = not (schema or fields or key is not None)  # any object goes in as it is
 
     def read(self, content: str) -> Answer:
         """The answer in a content; raises RowError (`unparsable`, `invalid`)."""
         if self._is_text:
             return _under(self._key or "answer", dump_text(read_text(content)))
         text, value = extract(content)
-        if self._schema or self._fields:
-            self._check(value, content)
-            if self._fields and len(value) > len(self._fields):
-                text = join([part for part in members(text) if part[0] in self._fields])
-                value = dict.fromkeys(self._fields)
-        if self._key is not None:
-            return _under(self._key, text)
-        return Answer(text, value)
+        if self._is_any:
+            return text, value
+        self._check(value, content)
+        if self._fields and len(value) > len(self._fields):
+            text = join([part for part in members(text) if part[0] in self._fields])
+            value = dict.fromkeys(self._fields)
+        return (text, value) if self._key is None else _under(self._key, text)
 
     def _check(self, value: dict[str, Any], content: str) -> None:
         faults = [f"the key {name!r} is missing" for name in self._fields if name not in value]
@@ -71,7 +68,7 @@ class Checks:
 
 
 def _under(key: str, text: bytes) -> Answer:
-    return Answer(b"{%b:%b}" % (dump_text(key), text), {key: None})
+    return b"{%b:%b}" % (dump_text(key), text), {key: None}
 
 
 def extract(content: str) -> tuple[bytes, dict[str, Any]]:
@@ -80,6 +77,16 @@ def extract(content: str) -> tuple[bytes, dict[str, Any]]:
     Tried in this order: the whole; without a leading think block; from the first `{` to the last
     `}`, unless a `[` before or a `]` after it says that the object is only part of the answer.
     """
+    try:
+        value = orjson.loads(content)  # nearly always it is the whole
+    except orjson.JSONDecodeError:
+        return _search(content)
+    if isinstance(value, dict):
+        return one_line(content), value
+    raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
+
+
+def _search(content: str) -> tuple[bytes, dict[str, Any]]:
     fault = "it is empty"
     for text in _readings(content):
         try:
@@ -88,20 +95,21 @@ def extract(content: str) -> tuple[bytes, dict[str, Any]]:
             fault = str(error)
             continue
         if isinstance(value, dict):
-            return one_line(text.encode("utf-8", "backslashreplace")), value
+            return one_line(text), value
         raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
     raise RowError("unparsable", f"the answer is not one JSON object: {fault}", raw=content)
 
 
-def _readings(content: str) -> list[str]:
+def _readings(content: str) -> Iterator[str]:
     whole = content.strip()
+    yield whole
     rest = drop_think(whole).strip()
-    readings = [whole] if rest == whole else [whole, rest]
+    if rest != whole:
+        yield rest
     start, end = rest.find("{"), rest.rfind("}")
     is_reasoning = rest.startswith(_THINK)  # a think block without an end: what it holds is a draft
     if not is_reasoning and 0 <= start < end and "[" not in rest[:start] and "]" not in rest[end:]:
-        readings.append(rest[start : end + 1])
-    return readings
+        yield rest[start : end + 1]
 
 
 def drop_think(text: str) -> str:

@@ -22,7 +22,21 @@ Item = tuple[bytes, bytes, Callable[[], None]]
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
-_NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+_NETWORK = {
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "smb3",
+    "smbfs",
+}
 _NETWORK |= {"fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "fuse.gcsfuse", "fuse.rclone", "virtiofs"}
 MOUNTS = "/proc/self/mountinfo"
 
@@ -32,7 +46,7 @@ class Keys:
 
     def __init__(self, url: str, headers: Sequence[str]) -> None:
         # Neither a URL nor a header line can hold a line break or a zero byte.
-        self._hash = hashlib.blake2b("\n".join([url, *headers, "\0"]).encode(), digest_size=32)
+        self._hash = hashlib.sha256("\n".join([url, *headers, "\0"]).encode())
 
     def __call__(self, body: bytes) -> bytes:
         digest = self._hash.copy()
@@ -146,8 +160,7 @@ def _open_largest(folder: Path) -> lmdb.Environment:
 
 def _not_ours(folder: Path) -> str:
     return (
-        f"the cache {folder} is damaged or holds something else: "
-        "move the folder away, or give another one with --cache"
+        f"the cache {folder} is damaged or holds something else: move the folder away, or give another one with --cache"
     )
 
 

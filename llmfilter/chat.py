@@ -19,6 +19,7 @@ from llmfilter.errors import Abandoned, Retryable, RowError, RunError, printable
 from llmfilter.pace import Pace
 from llmfilter.record import parse_json
 from llmfilter.stats import Stats
+from llmfilter.wire import Wire
 
 T = TypeVar("T")
 
@@ -51,14 +52,16 @@ class Chat:
         self._succeeded = False
         self._limited_since: float | None = None
         self.draining = False
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **endpoint.headers}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **self._endpoint.headers},
+            headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             # One timer for all requests instead of one each: see Deadlines.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             auto_decompress=False,
         )
+        self._wire = None if endpoint.proxy else Wire(self._session, self._url, headers)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -88,7 +91,7 @@ class Chat:
             self._stats.requests += 1
             self._stats.retries += bool(failures or waits)
             try:
-                answer = read(await self._post(body))
+                answer = read(await self._fetch("POST", self._url, body))
             except Retryable as fault:
                 if isinstance(fault, Faulty) and (end := faults.read_hidden_error(fault.document)):
                     raise end from None
@@ -174,18 +177,18 @@ class Chat:
             if self._refused >= REFUSED_MOST:
                 raise RunError(f"the server refused the first {REFUSED_MOST} rows, the last with {fault.message}")
 
-    async def _post(self, body: bytes) -> bytes:
-        """One attempt; the body of an answer with status 200. Raises RowError, Retryable or RunError."""
-        return await self._fetch("POST", self._url, body)
-
     async def _fetch(self, method: str, url: URL | str, body: bytes | None) -> bytes:
+        """One attempt; the body of an answer with status 200. Raises RowError, Retryable or RunError."""
         task = asyncio.current_task()
         assert task is not None  # a coroutine runs in a task
         self._deadlines.start(task)
         try:
-            response = await self._session.request(
-                method, url, data=body, allow_redirects=False, proxy=self._endpoint.proxy
-            )
+            if self._wire and body is not None:
+                response = await self._wire.post(body)
+            else:
+                response = await self._session.request(
+                    method, url, data=body, allow_redirects=False, proxy=self._endpoint.proxy
+                )
             try:
                 content = await _read_bounded(response)
             except BaseException:
@@ -196,7 +199,7 @@ class Chat:
                 raise
             task.uncancel()
             raise Retryable("timeout", f"no answer within {self._timeout_s:g} s (--timeout)") from None
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Retryable("network", self._mask(_describe(error).encode()).decode()) from None
         finally:
             self._deadlines.end(task)

@@ -128,7 +128,7 @@ def catch_signals(pipeline: "Pipeline") -> None:
             say(describe_stop(pipeline))
             os._exit(128 + number)
         seen.append(number)
-        at_server = len(pipeline.flights) - pipeline.flights.waiting
+        at_server = pipeline.flights.count - pipeline.flights.waiting
         pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
         if at_server:
             pipeline.output.say(
@@ -148,8 +148,7 @@ def describe_stop(pipeline: "Pipeline") -> str:
     if line is None:
         return f"{reason}; all {done} rows are done"
     return (
-        f"{reason}; stopped at line {line}, {done} rows are done: "
-        "the same command on the same input goes on from there"
+        f"{reason}; stopped at line {line}, {done} rows are done: the same command on the same input goes on from there"
     )
 
 

@@ -15,8 +15,8 @@ from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
 from llmfilter.record import dump_text, parse_json
 
-# Format version, where the content's JSON string starts and ends in the body (both 0: parse the
-# body), prompt tokens, completion tokens.
+# Format version, where the content's JSON string starts and ends (both 0: parse the body), prompt
+# tokens, completion tokens.
 _HEADER = struct.Struct("<BIIII")
 _VERSION = 1
 _UINT32_MAX = (1 << 32) - 1
@@ -110,20 +110,18 @@ def _count(tokens: Any) -> int:
 def pack(body: bytes, completion: Completion) -> bytes:
     """A completion as it is stored."""
     literal = dump_text(completion.content)
-    start = body.find(literal)  # wherever it stands: equal bytes read back as equal text
-    end = start + len(literal) if start >= 0 else 0
-    return _HEADER.pack(_VERSION, max(start, 0), end, completion.prompt_tokens, completion.completion_tokens) + body
+    at = body.find(literal)  # wherever it stands: equal bytes read back as equal text
+    start, end = (_HEADER.size + at, _HEADER.size + at + len(literal)) if at >= 0 else (0, 0)
+    return _HEADER.pack(_VERSION, start, end, completion.prompt_tokens, completion.completion_tokens) + body
 
 
-def unpack(stored: bytes | memoryview) -> Completion | None:
-    """A stored completion, or None if this version can't read it."""
-    if len(stored) < _HEADER.size or stored[0] != _VERSION:
-        return None
-    _, start, end, prompt_tokens, completion_tokens = _HEADER.unpack_from(stored)
-    size = _HEADER.size
-    if end:
-        return Completion(orjson.loads(stored[size + start : size + end]), prompt_tokens, completion_tokens)
+def unpack(stored: bytes | memoryview) -> tuple[str, int, int] | None:
+    """A stored completion's content, prompt tokens and completion tokens; None if this version can't read it."""
     try:
-        return read_completion(bytes(stored[size:]))
-    except Faulty:
+        version, start, end, prompt_tokens, completion_tokens = _HEADER.unpack_from(stored)
+        if version != _VERSION:
+            return None
+        content = orjson.loads(stored[start:end]) if end else read_completion(bytes(stored[_HEADER.size :])).content
+    except (struct.error, ValueError, Faulty):
         return None
+    return content, prompt_tokens, completion_tokens

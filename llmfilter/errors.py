@@ -21,9 +21,7 @@ class RowError(Exception):
     raw: the model's answer as far as there was one, so that what was paid for is not lost.
     """
 
-    def __init__(
-        self, kind: str, message: str, *, status: int | None = None, raw: str | None = None
-    ) -> None:
+    def __init__(self, kind: str, message: str, *, status: int | None = None, raw: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message

@@ -82,7 +82,9 @@ class Flights:
         self.waiting_bytes = 0
         self.first_unfinished: int | None = None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Requests in flight."""
         return len(self._flights)
 
     def start(self, row: Row, key: bytes, body: bytes) -> None:
@@ -168,9 +170,7 @@ class Flights:
             flight.is_shared = True
         self._end(flight)
 
-    def _print(
-        self, flight: Flight, row: Row, outcome: Answer | RowError, completion: Completion | None
-    ) -> None:
+    def _print(self, flight: Flight, row: Row, outcome: Answer | RowError, completion: Completion | None) -> None:
         if flight.is_shared:
             self.waiting_bytes -= len(row.raw) + _ROW_BYTES
         if isinstance(outcome, RowError):
@@ -178,10 +178,11 @@ class Flights:
             line = error_line(row.number, outcome, flight.attempts, row.raw, is_record=True)
             self._output.error(row.number, line)
             return
-        self._stats.answered += 1
         if flight.is_shared and completion:
-            self._stats.count_saved(completion)
-        self._output.answer(row.number, splice(row.raw, row.record, outcome.text, outcome.value))
+            self._stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
+        else:
+            self._stats.answered += 1
+        self._output.answer(row.number, splice(row.raw, row.record, *outcome))
 
     def _give_up(self, flight: Flight) -> None:
         lines = [row.number for row in flight.rows]

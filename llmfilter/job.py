@@ -12,7 +12,7 @@ import orjson
 
 from llmfilter.answer import Checks
 from llmfilter.cache import Cache, Keys, NoCache
-from llmfilter.endpoint import Endpoint, make_endpoint
+from llmfilter.endpoint import make_endpoint
 from llmfilter.errors import RowError, RunError, UsageError
 from llmfilter.pipeline import Job
 from llmfilter.prompt import Prompt, Template, check_placeholders, read_prompt
@@ -70,7 +70,9 @@ def read_file(option: str, path: str) -> str:
     except OSError as error:
         raise UsageError(f"{option} {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{option} {path}: not UTF-8 at byte {error.start}: convert it, for example with iconv") from None
+        raise UsageError(
+            f"{option} {path}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
+        ) from None
 
 
 def read_system(text: str) -> str:
@@ -145,7 +147,9 @@ async def only_model(chat: "Chat") -> str:
     try:
         models = await chat.models()
     except (RowError, RunError) as error:
-        raise UsageError(f"no model was named, and the server could not be asked for one ({error}): give -m NAME") from None
+        raise UsageError(
+            f"no model was named, and the server could not be asked for one ({error}): give -m NAME"
+        ) from None
     finally:
         await chat.close()
     if len(models) == 1:

@@ -70,70 +70,118 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_prompt(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-p", "--prompt", metavar="FILE", help="user prompt; {field} is filled from each record "
-        "(default: none, the record carries its own `messages`)",
+        "-p",
+        "--prompt",
+        metavar="FILE",
+        help="user prompt; {field} is filled from each record (default: none, the record carries its own `messages`)",
     )
     group.add_argument(
-        "-s", "--system", metavar="TEXT", help="system prompt, or @FILE to read it from a file; may hold {field}s too",
+        "-s",
+        "--system",
+        metavar="TEXT",
+        help="system prompt, or @FILE to read it from a file; may hold {field}s too",
     )
 
 
 def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-m", "--model", metavar="NAME", help="model (default: $OPENAI_MODEL, else the server's only model)",
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="model (default: $OPENAI_MODEL, else the server's only model)",
     )
     group.add_argument(
-        "-u", "--base-url", metavar="URL", help="server; a query string is kept, and a URL that ends in "
+        "-u",
+        "--base-url",
+        metavar="URL",
+        help="server; a query string is kept, and a URL that ends in "
         "/chat/completions is taken as it is (default: $OPENAI_BASE_URL, else OpenAI's)",
     )
     group.add_argument(
-        "-o", "--option", metavar="KEY=VALUE", action="append", default=[], help="request field; VALUE is JSON, "
-        "else text; null leaves the field out (default: temperature=0)",
+        "-o",
+        "--option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="request field; VALUE is JSON, else text; null leaves the field out (default: temperature=0)",
     )
     group.add_argument(
-        "-H", "--header", metavar="'K: V'", action="append", default=[], help="extra header; $VAR in V comes from "
+        "-H",
+        "--header",
+        metavar="'K: V'",
+        action="append",
+        default=[],
+        help="extra header; $VAR in V comes from "
         "the environment. The key comes from $OPENAI_API_KEY; a server on this machine needs none",
     )
 
 
 def _add_answers(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--schema", metavar="FILE", help="JSON Schema of the answers: asked of the server, and checked here",
+        "--schema",
+        metavar="FILE",
+        help="JSON Schema of the answers: asked of the server, and checked here",
     )
     group.add_argument(
-        "-f", "--fields", metavar="A,B", help="keep only these keys of the answer; all must be there",
+        "-f",
+        "--fields",
+        metavar="A,B",
+        help="keep only these keys of the answer; all must be there",
     )
     group.add_argument("--as", dest="as_key", metavar="KEY", help="put the answer under KEY (default: merge it)")
     group.add_argument("--text", action="store_true", help="plain-text answers, under --as (default: answer)")
     group.add_argument(
-        "--reask", metavar="N", type=_count, default=1, help="on an unusable answer, show the model its answer "
-        "and the fault, and ask again, N times (default: 1)",
+        "--reask",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="on an unusable answer, show the model its answer and the fault, and ask again, N times (default: 1)",
     )
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-j", "--jobs", metavar="N", type=_positive, default=32, help="most requests in flight (default: 32)")
-    group.add_argument("-k", "--keep-order", action="store_true", help="output in input order (default: as they finish)")
     group.add_argument(
-        "-r", "--retries", metavar="N", type=_count, default=5, help="attempts after the first, for faults; waiting "
-        "out a rate limit uses none up (default: 5)",
+        "-j", "--jobs", metavar="N", type=_positive, default=32, help="most requests in flight (default: 32)"
     )
     group.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, default=600.0, help="for one attempt, whole (default: 600)",
+        "-k", "--keep-order", action="store_true", help="output in input order (default: as they finish)"
     )
     group.add_argument(
-        "--rpm", metavar="N", type=_rate, default=math.inf, help="requests a minute, at most (default: what the server bears)",
+        "-r",
+        "--retries",
+        metavar="N",
+        type=_count,
+        default=5,
+        help="attempts after the first, for faults; waiting out a rate limit uses none up (default: 5)",
     )
     group.add_argument(
-        "--cache", metavar="DIR", help="folder of the answers paid for (default: $LLMFILTER_CACHE, "
-        "else $XDG_CACHE_HOME/llmfilter)",
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=600.0,
+        help="for one attempt, whole (default: 600)",
+    )
+    group.add_argument(
+        "--rpm",
+        metavar="N",
+        type=_rate,
+        default=math.inf,
+        help="requests a minute, at most (default: what the server bears)",
+    )
+    group.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="folder of the answers paid for (default: $LLMFILTER_CACHE, else $XDG_CACHE_HOME/llmfilter)",
     )
     group.add_argument("--no-cache", action="store_true", help="look nothing up and store nothing")
 
 
 def _add_other(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-n", "--dry-run", action="store_true", help="print each request body; send nothing, need no key",
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="print each request body; send nothing, need no key",
     )
     group.add_argument("--stats", metavar="FILE", help="write the final counters as one JSON object")
     group.add_argument("-q", "--quiet", action="store_true", help="no bar and no summary (both only on a terminal)")

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmfilter.answer import Answer, Checks
-from llmfilter.cache import Keys, NoCache
+from llmfilter.cache import Keys, Lookup, NoCache
 from llmfilter.completion import unpack
 from llmfilter.errors import RowError, RunError
 from llmfilter.flights import Flights
@@ -72,7 +72,7 @@ class Pipeline:
                     await self._until(lambda: self._has_room() or self.stopped is not None)
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
-        await self._until(lambda: not self.flights)
+        await self._until(lambda: not self.flights.count)
         await self.flights.close()
         self.output.release()
         await self._until(lambda: self.output.idle)
@@ -99,55 +99,56 @@ class Pipeline:
 
         Returns whether all lines were taken.
         """
-        job, output = self._job, self.output
-        with job.cache.snapshot() as look_up:
+        with self._job.cache.snapshot() as look_up:
             for line in lines:
-                self._number = number = self._number + 1
+                self._number += 1
                 raw = line.strip()
-                if not raw:
-                    output.skip(number)
-                    continue
-                self.stats.rows += 1
-                record: dict[str, Any] = {}
-                try:
-                    record = parse_record(line)
-                    body = job.prompt.body(record, raw)
-                except RowError as error:
-                    self.stats.by_kind[error.kind] += 1
-                    output.error(number, error_line(number, error, 0, raw, is_record=error.kind != "input"))
+                if raw:
+                    self.stats.rows += 1
+                    self._take_row(line, raw, look_up)
                 else:
-                    key = job.keys(body)
-                    stored = look_up(key)
-                    answer = self._replay(stored) if stored else None
-                    if job.is_dry:
-                        output.answer(number, body + b"\n")
-                    elif answer:
-                        output.answer(number, splice(raw, record, answer.text, answer.value))
-                    else:
-                        self.flights.start(Row(number, raw, record), key, body)
+                    self.output.skip(self._number)
                 if not self._has_room():
                     return False
         return True
 
+    def _take_row(self, line: bytes, raw: bytes, look_up: Lookup) -> None:
+        job, number = self._job, self._number
+        record = None
+        try:
+            record = parse_record(line)
+            body = job.prompt.body(record, raw)
+        except RowError as error:
+            self.stats.by_kind[error.kind] += 1
+            self.output.error(number, error_line(number, error, 0, raw, is_record=record is not None))
+            return
+        key = job.keys(body)
+        stored = look_up(key)
+        answer = self._replay(stored) if stored else None
+        if job.is_dry:
+            self.output.answer(number, body + b"\n")
+        elif answer:
+            self.output.answer(number, splice(raw, record, *answer))
+        else:
+            self.flights.start(Row(number, raw, record), key, body)
+
     def _replay(self, stored: memoryview) -> Answer | None:
         """A cached answer, or None if it does not pass today's checks."""
-        completion = unpack(stored)
         try:
-            answer = self._job.checks.read(completion.content) if completion else None
+            completion = unpack(stored)
+            if completion:
+                answer = self._job.checks.read(completion[0])
+                self.stats.count_replay(*completion[1:])
+                return answer
         except RowError:
-            return None
-        if completion:
-            self.stats.answered += 1
-            self.stats.count_saved(completion)
-        return answer
+            pass
+        return None
 
     def _has_room(self) -> bool:
-        flights = self.flights
         return (
-            len(flights) < self._job.jobs
-            and self.output.has_room()
-            and flights.waiting_bytes < BUFFER_BYTES
-            and self.stopped is None
+            self.output.size < BUFFER_BYTES
+            and self.flights.count < self._job.jobs
+            and self.flights.waiting_bytes < BUFFER_BYTES
         )
 
     async def _until(self, is_reached: Callable[[], bool]) -> None:

@@ -19,12 +19,16 @@ _MISSING = object()
 
 
 class Template:
-    """Text with placeholders; `names` lists them, in order."""
+    """Text with placeholders; `names` lists them, in order.
+
+    It is kept as the inside of a JSON string, encoded once and not again for every record: `parts`
+    are its literals, with an empty one at each of `holes`, where a value goes.
+    """
 
     def __init__(self, text: str) -> None:
+        self.parts: list[bytes] = []
+        self.holes: list[int] = []
         self.names: list[str] = []
-        self._parts: list[str] = []  # literals, with an empty string where a value goes
-        self._holes: list[tuple[int, str]] = []
         literal, end = "", 0
         for match in _PLACEHOLDER.finditer(text):
             literal += text[end : match.start()]
@@ -32,19 +36,15 @@ class Template:
             if match[1]:  # {{name}} stands for {name} itself
                 literal += match[0][1:-1]
                 continue
-            self._parts += [literal, ""]
-            self._holes.append((len(self._parts) - 1, match[2]))
+            self.parts += [_inside(literal), b""]
+            self.holes.append(len(self.parts) - 1)
             self.names.append(match[2])
             literal = ""
-        self._parts.append(literal + text[end:])
+        self.parts.append(_inside(literal + text[end:]))
 
-    def fill(self, record: Mapping[str, Any], raw: bytes) -> str:
-        """The text for one record, whose own bytes are `raw`; RowError(`template`) if a field is missing."""
-        parts = self._parts.copy()
-        for at, name in self._holes:
-            value = record.get(name)
-            parts[at] = value if type(value) is str else _text_at(name, record, raw)
-        return "".join(parts)
+
+def _inside(text: str) -> bytes:
+    return dump_text(text)[1:-1]
 
 
 def _text_at(name: str, record: Mapping[str, Any], raw: bytes) -> str:
@@ -84,32 +84,44 @@ class Prompt:
         model: str,
         fields: Mapping[str, Any],
     ) -> None:
-        self._user = user
-        self._system = system
-        self._head = orjson.dumps({"model": model, "messages": []})[:-2]
         self._tail = b"]" + (b"," + orjson.dumps(fields)[1:] if fields else b"}")
-        if system and not system.names:
-            self._head += _message("system", system.fill({}, b"")) + b","
-            self._system = None
+        self._parts = [orjson.dumps({"model": model, "messages": []})[:-2]]
+        self._holes: list[tuple[int, str]] = []
+        self._own_at: int | None = None
+        if system:
+            self._add_message(b"system", system)
+            self._parts.append(b",")
+        if user:
+            self._add_message(b"user", user)
+        else:
+            self._own_at = len(self._parts)
+            self._parts.append(b"")
+        self._parts.append(self._tail)
+
+    def _add_message(self, role: bytes, template: Template) -> None:
+        self._parts.append(b'{"role":"%b","content":"' % role)
+        first = len(self._parts)
+        self._holes += [(first + at, name) for at, name in zip(template.holes, template.names, strict=True)]
+        self._parts += [*template.parts, b'"}']
 
     def body(self, record: Mapping[str, Any], raw: bytes) -> bytes:
         """The request for one record, whose own bytes are `raw`; RowError(`template`) if it can't be built."""
-        if self._user is None:
-            messages = _own_messages(record)
-        else:
-            messages = _message("user", self._user.fill(record, raw))
-        if self._system:
-            messages = _message("system", self._system.fill(record, raw)) + b"," + messages
-        return self._head + messages + self._tail
+        parts = self._parts.copy()
+        try:
+            for at, name in self._holes:
+                value = record.get(name)
+                parts[at] = orjson.dumps(value if type(value) is str else _text_at(name, record, raw))[1:-1]
+        except orjson.JSONEncodeError:  # a lone surrogate
+            for at, name in self._holes:
+                parts[at] = _inside(_text_at(name, record, raw))
+        if self._own_at is not None:
+            parts[self._own_at] = _own_messages(record)
+        return b"".join(parts)
 
     def extend(self, body: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
         """`body` with more messages, (role, content) each, at the end of its list."""
-        added = b"".join([b"," + _message(role, content) for role, content in turns])
+        added = b"".join([b',{"role":"%b","content":%b}' % (role.encode(), dump_text(text)) for role, text in turns])
         return body.removesuffix(self._tail) + added + self._tail
-
-
-def _message(role: str, content: str) -> bytes:
-    return b'{"role":"%b","content":%b}' % (role.encode(), dump_text(content))
 
 
 def _own_messages(record: Mapping[str, Any]) -> bytes:

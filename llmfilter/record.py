@@ -13,7 +13,7 @@ import orjson
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 # A line break in valid JSON stands between two tokens, never inside a string.
-_LINE_BREAK = re.compile(rb"[ \t]*[\r\n][ \t\r\n]*")
+_LINE_BREAK = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -61,9 +61,11 @@ def dump_text(text: str) -> bytes:
         return encoded.encode("utf-8", "backslashreplace")
 
 
-def one_line(text: bytes) -> bytes:
-    """JSON without its line breaks and indentation; every token keeps its bytes."""
-    return _LINE_BREAK.sub(b"", text) if b"\n" in text or b"\r" in text else text
+def one_line(text: str) -> bytes:
+    """JSON without the line breaks and indentation between its tokens, which keep their characters."""
+    if "\n" in text or "\r" in text:
+        text = _LINE_BREAK.sub("", text)
+    return text.strip().encode("utf-8", "backslashreplace")
 
 
 def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
@@ -101,9 +103,7 @@ def join(parts: list[tuple[str, bytes, bytes]]) -> bytes:
     return b"{" + b",".join([key + b":" + value for _, key, value in parts]) + b"}"
 
 
-def splice(
-    raw: bytes, record: Mapping[str, Any], answer: bytes, answer_keys: Mapping[str, Any]
-) -> bytes:
+def splice(raw: bytes, record: Mapping[str, Any], answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
     """One output line: the record's bytes, then the answer's members.
 
     raw, answer: JSON objects without white space around them; record, answer_keys: the same,

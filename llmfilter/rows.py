@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import orjson
+
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json
 
@@ -147,20 +149,26 @@ class Row(NamedTuple):
 def parse_record(line: bytes) -> dict[str, Any]:
     """A line → its record; raises RowError(`input`) where it is not one JSON object."""
     try:
-        record = parse_json(line)
-    except ValueError as fault:
-        if isinstance(line, Overlong):
-            message = f"the line is longer than {LINE_BYTES_MAX >> 20} MiB; its beginning is shown"
-        else:
-            message = f"the line is not JSON: {fault}"
-            if line.startswith(b"["):
-                message += "; an array becomes one record a line with: jq -c '.[]'"
-        raise RowError("input", message) from None
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        record = _parse_odd(line)
     if isinstance(record, dict):
         return record
     message = f"a JSON object is needed, this is {_NAMES.get(type(record), 'something else')}"
     if isinstance(record, list):
         message += "; one record a line: jq -c '.[]'"
+    raise RowError("input", message)
+
+
+def _parse_odd(line: bytes) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as fault:
+        message = f"the line is not JSON: {fault}"
+    if isinstance(line, Overlong):
+        message = f"the line is longer than {LINE_BYTES_MAX >> 20} MiB; its beginning is shown"
+    elif line.startswith(b"["):
+        message += "; an array becomes one record a line with: jq -c '.[]'"
     raise RowError("input", message)
 
 

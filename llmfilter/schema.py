@@ -56,8 +56,7 @@ def allows_strict(schema: Any) -> bool:
     properties = schema.get("properties")
     is_object = schema.get("type") == "object" or isinstance(properties, dict)
     if is_object and not (
-        schema.get("additionalProperties") is False
-        and set(schema.get("required", ())) == set(properties or ())
+        schema.get("additionalProperties") is False and set(schema.get("required", ())) == set(properties or ())
     ):
         return False
     for keyword, inner in schema.items():

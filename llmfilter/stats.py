@@ -5,8 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmfilter.completion import Completion
-
 
 @dataclass(slots=True)
 class Stats:
@@ -25,11 +23,12 @@ class Stats:
     saved_completion: int = 0
     started_at: float = field(default_factory=time.monotonic)
 
-    def count_saved(self, completion: Completion) -> None:
+    def count_replay(self, prompt_tokens: int, completion_tokens: int) -> None:
         """A row was answered without a request of its own."""
+        self.answered += 1
         self.cached += 1
-        self.saved_prompt += completion.prompt_tokens
-        self.saved_completion += completion.completion_tokens
+        self.saved_prompt += prompt_tokens
+        self.saved_completion += completion_tokens
 
     @property
     def failed(self) -> int:

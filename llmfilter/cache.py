@@ -49,6 +49,7 @@ class Keys:
         self._hash = hashlib.sha256("\n".join([url, *headers, "\0"]).encode())
 
     def __call__(self, body: bytes) -> bytes:
+        """The key of a request with this body."""
         digest = self._hash.copy()
         digest.update(body)
         return digest.digest()
@@ -68,12 +69,8 @@ class NoCache:
         """Calls `then` at once."""
         then()
 
-    @property
-    def idle(self) -> bool:
-        return True
-
     def close(self) -> None:
-        pass
+        """To be called when nothing waits to be stored."""
 
 
 class Cache(NoCache):
@@ -98,11 +95,6 @@ class Cache(NoCache):
         else:
             self._commits.add((key, value, then))
 
-    @property
-    def idle(self) -> bool:
-        """Nothing waits to be committed."""
-        return self._commits.idle
-
     def _commit(self, batch: list[Item]) -> None:
         with self._env.begin(write=True) as transaction:
             transaction.cursor().putmulti([(key, value) for key, value, _ in batch])
@@ -118,7 +110,7 @@ class Cache(NoCache):
             then()
 
     def close(self) -> None:
-        """To be called once idle."""
+        """To be called when nothing waits to be stored."""
         self._env.close()
 
 

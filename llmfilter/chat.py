@@ -73,6 +73,11 @@ class Chat:
         """Requests that wait to be sent, or sent again."""
         return len(self._waiting)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether sending is slowed down to what the server bears."""
+        return self._pace.is_limited
+
     def drain(self) -> None:
         """Send nothing more: what waits to be sent is abandoned, what is under way goes on."""
         self.draining = True
@@ -156,7 +161,8 @@ class Chat:
             self._limited_since = now
         if (fault.after_s or 0) > LIMIT_S:
             raise RunError(
-                f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): give the same command again after that"
+                f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
+                "give the same command again after that"
             )
         if now - self._limited_since > LIMIT_S:
             raise RunError(

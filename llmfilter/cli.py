@@ -5,6 +5,7 @@ import signal
 import stat
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from llmfilter.options import make_parser
 
 if TYPE_CHECKING:
     from llmfilter.pipeline import Pipeline
+    from llmfilter.progress import Progress
     from llmfilter.stats import Stats
 
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -90,29 +92,59 @@ def start(args: Namespace) -> int:
 async def run(args: Namespace) -> int:
     """Builds the job from what was typed, runs it, and says how it ended; returns the exit status."""
     from llmfilter.job import make_job
+    from llmfilter.output import write_all
     from llmfilter.pipeline import Pipeline
+    from llmfilter.progress import Progress
     from llmfilter.stats import Stats
 
     stats = Stats()
     job = await make_job(args, os.environ, STDIN, stats)
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
-    pipeline = Pipeline(job, STDIN, STDOUT, STDERR, args.keep_order, stats)
-    catch_signals(pipeline)
-    await pipeline.run()
-    if pipeline.stopped and pipeline.stopped.reason:
-        say(describe_stop(pipeline))
-    if args.stats:
+
+    def write_stderr(lines: bytes) -> None:
+        progress.write(lines)
+
+    pipeline = Pipeline(job, STDIN, partial(write_all, STDOUT), write_stderr, args.keep_order, stats)
+    is_shown = os.isatty(STDERR) and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
+    progress = Progress(pipeline, bytes_left(STDIN), is_shown and not os.isatty(STDOUT) and not args.dry_run)
+    catch_signals(pipeline, progress)
+    try:
+        await pipeline.run()
+    finally:
+        progress.close()
+    if args.stats is not None:
         write_stats(args.stats, stats)
-    if args.dry_run:
-        say(f"{stats.rows} rows, {stats.cached} in the cache, {stats.rows - stats.cached - stats.failed} to be asked")
+    for line in ending(args, pipeline, is_shown):
+        say(line)
     if pipeline.stopped:
         return pipeline.stopped.status
     return 1 if stats.failed else 0
 
 
-def catch_signals(pipeline: "Pipeline") -> None:
-    """The first signal drains the pipeline, the second ends the program at once.
+def bytes_left(fd: int) -> int | None:
+    """How much there is to read, if the descriptor is a file."""
+    status = os.fstat(fd)
+    return status.st_size - os.lseek(fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
+
+
+def ending(args: Namespace, pipeline: "Pipeline", is_shown: bool) -> list[str]:
+    """What there is to say at the end."""
+    stats, stopped = pipeline.stats, pipeline.stopped
+    lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
+    if args.dry_run:
+        asked = stats.rows - stats.cached - stats.failed
+        lines.append(f"{stats.rows} rows: {asked} to be asked, {stats.cached} in the cache, {stats.failed} failed")
+        lines.append(f"{pipeline.asked_bytes} bytes of requests to be sent, about {pipeline.asked_bytes // 4} tokens")
+    elif is_shown:
+        from llmfilter.progress import summary
+
+        lines += summary(stats)
+    return lines
+
+
+def catch_signals(pipeline: "Pipeline", progress: "Progress") -> None:
+    """The first signal drains the pipeline, the second ends the program at once; SIGUSR1 asks how far it is.
 
     What was ignored at the start (nohup's SIGHUP, a background job's SIGINT) stays ignored.
     """
@@ -125,6 +157,7 @@ def catch_signals(pipeline: "Pipeline") -> None:
         from llmfilter.pipeline import Stop
 
         if seen:
+            progress.close()
             say(describe_stop(pipeline))
             os._exit(128 + number)
         seen.append(number)
@@ -135,6 +168,7 @@ def catch_signals(pipeline: "Pipeline") -> None:
                 f"{number.name}: finishing {at_server} requests, which are paid for; once more stops at once"
             )
 
+    loop.add_signal_handler(signal.SIGUSR1, lambda: pipeline.output.say(progress.line()))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)

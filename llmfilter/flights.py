@@ -48,9 +48,9 @@ Outcome = tuple[bytes, Completion, Answer]  # a response's body, what it holds, 
 class Flights:
     """Asks for rows and prints their outcomes; identical requests in flight are sent once.
 
-    on_change is called when a flight has landed; on_end when the server refuses the
-    whole run (with a RunError) or a bug shows (with the exception). waiting_bytes: what rows that share another row's request take up;
-    first_unfinished: the lowest line that was given up without an outcome.
+    on_change is called when a flight has landed; on_end when the server refuses the whole run (with a
+    RunError) or a bug shows (with the exception). waiting_bytes: memory of the rows that share
+    another row's request; first_unfinished: the lowest line that was given up without an outcome.
     """
 
     def __init__(
@@ -119,6 +119,11 @@ class Flights:
     def waiting(self) -> int:
         """How many are not at the server but wait to be sent, or sent again."""
         return self._chat.waiting if self._chat else 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether sending is slowed down to what the server bears."""
+        return self._chat is not None and self._chat.is_limited
 
     async def _fly(self, flight: Flight) -> None:
         try:

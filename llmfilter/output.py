@@ -13,21 +13,22 @@ from llmfilter.record import dump_text
 
 BUFFER_BYTES = 1 << 20
 
+Write = Callable[[bytes], None]  # takes all of it, or raises OSError
 Line = tuple[int, bytes]  # its row's line number in the input, and the line
 
 
 class Writer:
-    """Writes lines to a descriptor as fast as its reader takes them.
+    """Hands lines to `write`, which may block, as fast as it takes them.
 
     on_written gets the number of bytes that are out of the way; error: the OSError that ended it,
     after which everything is dropped; lost_line: the lowest line number among what was dropped.
     """
 
-    def __init__(self, fd: int, on_written: Callable[[int], None]) -> None:
-        self._fd = fd
+    def __init__(self, write: Write, on_written: Callable[[int], None]) -> None:
+        self._write = write
         self._on_written = on_written
-        self._batches = Batcher(self._write, self._written)
-        self.write = self._batches.add  # queues one line; it is written as soon as nothing else is under way
+        self._batches = Batcher(self._join, self._written)
+        self.put = self._batches.add  # queues one line; it is written as soon as nothing else is under way
         self.error: Exception | None = None
         self.lost_line: int | None = None
 
@@ -36,9 +37,9 @@ class Writer:
         """Everything is written, or dropped after an error."""
         return self._batches.idle
 
-    def _write(self, batch: list[Line]) -> None:
+    def _join(self, batch: list[Line]) -> None:
         if not self.error:
-            write_all(self._fd, b"".join([line for _, line in batch]))
+            self._write(b"".join([line for _, line in batch]))
 
     def _written(self, batch: list[Line], error: Exception | None) -> None:
         self.error = self.error or error
@@ -66,12 +67,12 @@ class Output:
     on_change is called when some of it is written; size: bytes that are not written yet.
     """
 
-    def __init__(self, stdout: int, stderr: int, keep_order: bool, on_change: Callable[[], None]) -> None:
+    def __init__(self, stdout: Write, stderr: Write, keep_order: bool, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._stdout = Writer(stdout, self._count_written)
         self._stderr = Writer(stderr, self._count_written)
-        self._order = Order(self._stdout.write) if keep_order else None
-        self._emit = self._order.put if self._order else self._stdout.write
+        self._order = Order(self._stdout.put) if keep_order else None
+        self._emit = self._order.put if self._order else self._stdout.put
         self.size = 0
 
     def answer(self, number: int, line: bytes) -> None:
@@ -82,7 +83,7 @@ class Output:
     def error(self, number: int, line: bytes) -> None:
         """The error line of the row on line `number`, with its newline."""
         self.size += len(line)
-        self._stderr.write((number, line))
+        self._stderr.put((number, line))
         self.skip(number)
 
     def skip(self, number: int) -> None:
@@ -94,7 +95,7 @@ class Output:
         """A plain line on stderr."""
         line = f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")
         self.size += len(line)
-        self._stderr.write((0, line))
+        self._stderr.put((0, line))
 
     def has_room(self) -> bool:
         """Whether another row may be taken."""

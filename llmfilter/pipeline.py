@@ -10,7 +10,7 @@ from llmfilter.cache import Keys, Lookup, NoCache
 from llmfilter.completion import unpack
 from llmfilter.errors import RowError, RunError
 from llmfilter.flights import Flights
-from llmfilter.output import BUFFER_BYTES, Output, error_line
+from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
 from llmfilter.prompt import Prompt
 from llmfilter.record import splice
 from llmfilter.rows import Row, Rows, parse_record
@@ -44,12 +44,12 @@ class Stop:
 
 
 class Pipeline:
-    """Runs a job from one descriptor to two others.
+    """Runs a job from a descriptor to two outputs.
 
-    stopped: why it ended early, or None.
+    stopped: why it ended early, or None; asked_bytes: what a dry run would send.
     """
 
-    def __init__(self, job: Job, stdin: int, stdout: int, stderr: int, keep_order: bool, stats: Stats) -> None:
+    def __init__(self, job: Job, stdin: int, stdout: Write, stderr: Write, keep_order: bool, stats: Stats) -> None:
         self._job = job
         self.stats = stats
         self.rows = Rows(stdin)
@@ -61,6 +61,7 @@ class Pipeline:
         self._number = 0  # of the line taken last
         self._changed = asyncio.Event()
         self._bug: BaseException | None = None
+        self.asked_bytes = 0
         self.stopped: Stop | None = None
 
     async def run(self) -> None:
@@ -126,6 +127,7 @@ class Pipeline:
         stored = look_up(key)
         answer = self._replay(stored) if stored else None
         if job.is_dry:
+            self.asked_bytes += 0 if answer else len(body)
             self.output.answer(number, body + b"\n")
         elif answer:
             self.output.answer(number, splice(raw, record, *answer))

@@ -164,8 +164,10 @@ class Bar:
         grid = Table.grid(padding=(0, 1))
         cells: list[RenderableType] = []
         if fraction is not None:
+            grid.add_column(width=_BAR_COLUMNS)
             cells.append(ProgressBar(total=1.0, completed=fraction, width=_BAR_COLUMNS))
             columns -= _BAR_COLUMNS + 1
+        grid.add_column(no_wrap=True)
         text = ""
         for segment in self._progress.segments():
             longer = f"{text} · {segment}" if text else segment

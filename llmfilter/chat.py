@@ -108,9 +108,7 @@ class Chat:
                     if failures > self._retries:
                         self._check_refused(fault)
                         raise
-                wait_s = faults.backoff_s(failures or waits, random.random())
-                if fault.after_s is not None:  # what was asked, and a little apart from the others
-                    wait_s = fault.after_s + min(wait_s, fault.after_s / 4)
+                wait_s = faults.wait_s(fault.after_s, failures or waits, random.random())
                 await self._interruptible(asyncio.sleep, wait_s)
             except RowError as fault:
                 self._pace.accept(sent_at)

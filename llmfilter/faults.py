@@ -6,7 +6,6 @@ and `code`, never the words of its message.
 
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from llmfilter.errors import Retryable, RowError, RunError, printable
@@ -118,6 +117,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             continue
         if 0 <= wait_s < float("inf"):
             return wait_s
+    if "retry-after" not in headers:
+        return None
+    from email.utils import parsedate_to_datetime  # takes 4 ms to import, and is hardly ever needed
+
     try:
         until = parsedate_to_datetime(headers["retry-after"])
         since = parsedate_to_datetime(headers["date"])
@@ -126,7 +129,12 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def backoff_s(failures: int, jitter: float) -> float:
-    """How long to wait after so many failures (from 1 on); jitter in [0, 1) spreads the upper half."""
-    full_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16))
-    return full_s * (0.5 + jitter / 2)
+def wait_s(after_s: float | None, failures: int, jitter: float) -> float:
+    """How long to wait before the same request is sent again.
+
+    after_s: what the server asked for, or None; failures: how many there were, from 1 on; jitter: in
+    [0, 1), spreads the requests, lest they all come back at once.
+    """
+    if after_s is not None:
+        return after_s * (1 + jitter / 4)
+    return min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16)) * (0.5 + jitter / 2)

@@ -107,7 +107,7 @@ class Flights:
 
     def resume(self) -> None:
         """There may be room again for rows that could not be printed."""
-        while self._unprinted and self._output.has_room():
+        while self._unprinted and not self._output.is_stalled():
             self._unprinted.popleft()()
 
     async def close(self) -> None:
@@ -168,7 +168,7 @@ class Flights:
     def _land(self, flight: Flight, outcome: Answer | RowError, completion: Completion | None = None) -> None:
         """Prints the outcome for each row of a flight; where there is no room, goes on when there is."""
         while flight.rows:
-            if flight.is_shared and not self._output.has_room():
+            if flight.is_shared and self._output.is_stalled():
                 self._unprinted.append(partial(self._land, flight, outcome, completion))
                 return
             self._print(flight, flight.rows.popleft(), outcome, completion)

@@ -4,6 +4,7 @@ A blocking write on the event loop would make requests time out behind `| less`.
 """
 
 import os
+import re
 import select
 from collections.abc import Callable
 
@@ -97,9 +98,10 @@ class Output:
         self.size += len(line)
         self._stderr.put((0, line))
 
-    def has_room(self) -> bool:
-        """Whether another row may be taken."""
-        return self.size < BUFFER_BYTES
+    def is_stalled(self) -> bool:
+        """Whether more waits for a reader than a buffer should hold (not counting what waits for its turn)."""
+        held = self._order.size if self._order else 0
+        return self.size - held >= BUFFER_BYTES
 
     def _count_written(self, size: int) -> None:
         self.size -= size
@@ -134,12 +136,15 @@ class Order:
         self._emit = emit
         self._next = 1
         self._held: dict[int, bytes] = {}
+        self.size = 0  # bytes held back
 
     def put(self, numbered: Line) -> None:
         """Takes a line; an empty one only lets those behind it pass."""
         number, line = numbered
         self._held[number] = line
+        self.size += len(line)
         while (ready := self._held.pop(self._next, None)) is not None:
+            self.size -= len(ready)
             if ready:
                 self._emit((self._next, ready))
             self._next += 1
@@ -148,17 +153,26 @@ class Order:
         """Emits what is held, in order, across the gaps of lines that never came."""
         for number in sorted(self._held):
             if line := self._held.pop(number):
+                self.size -= len(line)
                 self._emit((number, line))
+
+
+# What JSON lets stand unescaped and a terminal may obey: DEL and C1 (ECMA-48), in UTF-8.
+_CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+
+
+def _show(text: str) -> bytes:
+    return _CONTROL.sub(lambda match: b"\\u%04x" % match[0][-1], dump_text(text))
 
 
 def error_line(number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:
     """One line of JSON about a row that failed; `raw` are the row's own bytes, spliced in if it is a record."""
-    parts = [b'{"line":%d,"error":"%b","message":%b' % (number, error.kind.encode(), dump_text(error.message))]
+    parts = [b'{"line":%d,"error":"%b","message":%b' % (number, error.kind.encode(), _show(error.message))]
     if error.status is not None:
         parts.append(b',"status":%d' % error.status)
     if attempts:
         parts.append(b',"attempts":%d' % attempts)
     if error.raw:
-        parts.append(b',"raw":' + dump_text(error.raw))
-    parts.append(b',"input":' + (raw if is_record else dump_text(raw.decode("utf-8", "replace"))) + b"}\n")
+        parts.append(b',"raw":' + _show(error.raw))
+    parts.append(b',"input":' + (raw if is_record else _show(raw.decode("utf-8", "replace"))) + b"}\n")
     return b"".join(parts)

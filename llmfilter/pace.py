@@ -18,6 +18,7 @@ CUT_FAR = 0.5  # a cut far above it
 GROWTH = 0.03  # per time unit cubed: from a cut by half back after 2.6 units, doubled 3.2 after that
 UNIT_REQUESTS = 40  # the time unit stretches to this many requests, or it would probe all the time
 UNIT_MOST_S = 5.0
+BURST_S = 0.25  # what is sent within this time of the start was a burst, not a rate
 EARLY_S = 0.001  # the event loop's timers are no finer
 LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
 RATE_LEAST = 1.0  # from here it is the single request's backoff that slows down
@@ -83,7 +84,7 @@ class Pace:
 
     def reject(self, sent_at: float) -> None:
         """A request that was sent at this time was rejected, because there are too many."""
-        if sent_at < self._cut_at:
+        if sent_at <= self._cut_at:
             return
         now = self._clock()
         if self.is_limited:
@@ -91,7 +92,7 @@ class Pace:
             rate = self.rate(now)
         else:
             self.is_limited = True
-            rate = self._sent / max(now - self._started_at, EARLY_S)
+            rate = self._sent / max(now - self._started_at, BURST_S)
             self._window_at, self._accepted = now, 0
         cut = max(CUT_FAR * rate, CUT * min(rate, self._borne), RATE_LEAST)
         self._cut_at, self._peak = now, rate

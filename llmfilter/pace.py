@@ -18,6 +18,8 @@ CUT_FAR = 0.5  # a cut far above it
 GROWTH = 0.03  # per time unit cubed: from a cut by half back after 2.6 units, doubled 3.2 after that
 UNIT_REQUESTS = 40  # the time unit stretches to this many requests, or it would probe all the time
 UNIT_MOST_S = 5.0
+TOLERATED = 0.02  # of the requests: one sick replica among many is no limit
+UNSURE_REQUESTS = 50  # that count as accepted, so that chance means nothing
 BURST_S = 0.25  # what is sent within this time of the start was a burst, not a rate
 EARLY_S = 0.001  # the event loop's timers are no finer
 LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
@@ -44,6 +46,7 @@ class Pace:
         self._sent = 0
         self._accepted = 0  # since _window_at
         self._borne = 0.0  # accepted a second, in the window before
+        self._accepted_since_cut = self._rejected_since_cut = 0
         self._started_at = self._window_at = self._next = self._clock()
         self._cut_at = -math.inf
         self._peak = most  # the rate at the last cut
@@ -77,6 +80,7 @@ class Pace:
     def accept(self, sent_at: float) -> None:
         """A request that was sent at this time was not rejected: to be called when its answer is there."""
         self._accepted += 1
+        self._accepted_since_cut += 1
         if self.is_limited:
             now = self._clock()
             self._latency_s += (now - sent_at - self._latency_s) / 16
@@ -86,6 +90,10 @@ class Pace:
         """A request that was sent at this time was rejected, because there are too many."""
         if sent_at <= self._cut_at:
             return
+        self._rejected_since_cut += 1
+        if self._rejected_since_cut < TOLERATED * (UNSURE_REQUESTS + self._accepted_since_cut):
+            return
+        self._accepted_since_cut = self._rejected_since_cut = 0
         now = self._clock()
         if self.is_limited:
             self._measure(now)

@@ -1,0 +1,165 @@
+"""The server at its worst: whatever it does, each row ends in one line that says what happened."""
+
+import asyncio
+import gzip
+import json
+import random
+import socket
+import threading
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+from program import ASK, Programs, rows
+from server import Reply, Request, Response, Server, completion, echo, error
+
+from llmfilter.chat import BODY_BYTES_MAX
+
+GOOD = completion({"answer": 1})
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+async def endless() -> AsyncIterator[bytes]:
+    yield HEAD + b"\r\n"
+    for _ in range(BODY_BYTES_MAX // (1 << 20) + 2):
+        yield b" " * (1 << 20)
+
+
+async def trickle() -> AsyncIterator[bytes]:
+    yield HEAD + b"Content-Length: 1000\r\n\r\n"
+    while True:  # until the client has had enough
+        yield b" "
+        await asyncio.sleep(0.05)
+
+
+def packed(body: bytes, encoding: str = "gzip") -> Response:
+    return Response(body, headers={"Content-Type": "application/json", "Content-Encoding": encoding})
+
+
+# What is answered, the kind of the error line, a part of its message, and whether it was tried again.
+FAULTS: dict[str, tuple[Reply, str, str, bool]] = {
+    "reset before the head": (None, "network", "connection broke", True),
+    "closed without an answer": (b"", "network", "without an answer", True),
+    "reset within the head": (b"HTTP/1.1 200 OK\r\nContent-Le", "network", "", True),
+    "cut body": (HEAD + b"Content-Length: 1000\r\n\r\n{", "network", "connection broke", True),
+    "cut chunked body": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", "network", "connection broke", True),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "network", "not valid HTTP", True),
+    "head without end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "network", "", True),
+    "invalid UTF-8": (Response(b'{"choices": "\xff"}'), "server", "not JSON", True),
+    "empty body": (Response(b""), "server", "not JSON", True),
+    "HTML with 200": (Response(b"<html>busy</html>"), "server", "not JSON", True),
+    "HTML with 502": (Response(b"<title>Bad Gateway</title>", 502), "http", "HTTP 502: Bad Gateway", True),
+    "bomb": (packed(gzip.compress(b" " * (BODY_BYTES_MAX + 1))), "server", "when unpacked", True),
+    "not what its encoding says": (packed(b"{}"), "server", "compressed (gzip)", True),
+    "unknown encoding": (packed(b"\x1b[31m", "br"), "server", "compressed (br)", True),
+    "redirect": (
+        Response(b"", 307, {"Location": "http://elsewhere/"}),
+        "http",
+        "redirected to http://elsewhere/",
+        False,
+    ),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", "http", "HTTP 204", False),
+    "told not to retry": (error(500, "no", {"x-should-retry": "false"}), "http", "HTTP 500: no", False),
+    "told to retry": (error(400, "again", {"x-should-retry": "true"}), "http", "HTTP 400: again", True),
+    "escape codes": (error(400, "\x1b[31mred\x9b"), "http", "HTTP 400: [31mred", False),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_server_becomes_an_error_line(name: str, server: Server, program: Programs) -> None:
+    reply, kind, message, is_retried = FAULTS[name]
+    server.answer = lambda request: GOOD if request.prompt == "first" else reply
+    run = program.start(*ASK, "-r", "1")
+    run.write(rows(["first"]), lambda: len(run.lines) == 1)  # from here on it is known not to refuse everything
+    run.finish(rows([1]))
+    [line] = run.errors
+    assert run.status == 1
+    assert (line["line"], line["error"]) == (2, kind)
+    assert message in line["message"]
+    assert line["attempts"] == (2 if is_retried else 1) == len(server.requests) - 1
+    assert run.said == [] and b"Traceback" not in run.stderr and b"\x1b" not in run.stderr and b"\x9b" not in run.stderr
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_an_answer_that_is_compressed_though_not_asked_for_is_read(
+    encoding: str, server: Server, program: Programs
+) -> None:
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    server.answer = lambda request: packed(pack(GOOD.body), encoding)
+    assert program.run(*ASK, input=rows([1])).lines == [b'{"id":1,"answer":1}']
+
+
+def test_a_wrong_content_type_does_not_matter(server: Server, program: Programs) -> None:
+    server.answer = lambda request: Response(GOOD.body, headers={"Content-Type": "text/html; charset=latin-1"})
+    assert program.run(*ASK, input=rows([1])).lines == [b'{"id":1,"answer":1}']
+
+
+def test_an_endless_body_is_bounded(server: Server, program: Programs) -> None:
+    server.answer = lambda request: GOOD if request.prompt == "first" else endless()
+    run = program.run(*ASK, "-r", "0", "-j", "1", input=rows(["first", 1]))
+    assert [line["error"] for line in run.errors] == ["server"]
+    assert "larger than" in run.errors[0]["message"]
+
+
+def test_a_trickling_body_is_bounded_in_time(server: Server, program: Programs) -> None:
+    server.answer = lambda request: GOOD if request.prompt == "first" else trickle()
+    run = program.run(*ASK, "-r", "1", "-j", "1", "--timeout", "0.3", input=rows(["first", 1]))
+    assert [(line["error"], line["attempts"]) for line in run.errors] == [("timeout", 2)]
+
+
+def test_a_kept_alive_connection_that_died_costs_no_row(server: Server, program: Programs) -> None:
+    server.answer = lambda request: echo(request).encode()  # closed behind each answer, without a word
+    run = program.run(*ASK, "-j", "2", input=rows(range(20)))
+    assert run.status == 0 and len(run.lines) == 20
+
+
+def test_a_name_that_does_not_exist_ends_the_run(program: Programs) -> None:
+    run = program.run(*ASK, "-r", "0", "-u", "http://nowhere.invalid/v1", input=rows([1]), env={"OPENAI_API_KEY": "k"})
+    assert run.status == 3
+    assert len(run.said) == 1 and "cannot connect to nowhere.invalid:80" in run.said[0]
+
+
+def test_a_server_without_tls_ends_the_run(program: Programs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_in_plain() -> None:
+            connection = listener.accept()[0]
+            connection.recv(1)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer_in_plain)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        run = program.run(*ASK, "-r", "0", "-u", url, input=rows([1]))
+        thread.join()
+    assert run.status == 3
+    assert len(run.said) == 1 and "can't be reached" in run.said[0] and "stopped at line 1" in run.said[0]
+
+
+def test_a_storm_of_faults_costs_no_row(server: Server, program: Programs) -> None:
+    """20 % of the answers fail, in every way: each row ends in one line, after all its attempts."""
+    rng = random.Random(4)
+    replies = [reply for name, (reply, *_, is_retried) in FAULTS.items() if is_retried and name != "bomb"]
+    replies += [error(429, "slow down", {"Retry-After": "0"}), error(503, "loading", type="unavailable_error")]
+    sent: Counter[str] = Counter()
+
+    def answer(request: Request) -> Reply:
+        sent[request.prompt] += 1
+        return rng.choice(replies) if rng.random() < 0.2 else echo(request)
+
+    server.answer = answer
+    count, retries = 5000, 2
+    run = program.run(*ASK, "-j", "256", "-r", str(retries), "--stats", "stats.json", input=rows(range(count)))
+    ended = [row["id"] for row in run.rows] + [line["input"]["id"] for line in run.errors]
+    assert sorted(ended) == list(range(count))
+    assert run.said == [] and run.errors
+    for line in run.errors:
+        limits = sent[str(line["input"]["id"])] - (retries + 1)  # waiting out a limit uses no attempt up
+        assert limits >= 0 and line["attempts"] == retries + 1 + limits, line
+    stats = json.loads((program.folder / "stats.json").read_text())
+    assert stats["rows"] == count == stats["answered"] + stats["failed"] and stats["unfinished"] == 0
+    assert stats["failed"] == len(run.errors) == sum(stats["by_kind"].values())
+    assert stats["by_kind"] == dict(Counter(line["error"] for line in run.errors))
+    assert stats["requests"] == len(server.requests) == count + stats["retries"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _THINK, _THINK_END = "<think>", "</think>"
 _FAULTS_MOST = 5
-_STARTS_MOST = 64  # braces tried before a closing tag: keeps hostile text from costing n²
+_STEPS_MOST = 10_000_000  # characters read in search of an object: keeps hostile text from costing n²
 
 
 # A JSON object as bytes in one line, and the same parsed: splicing needs its keys.
@@ -41,7 +41,7 @@ class Checks:
         is_text: bool = False,
     ) -> None:
         self._schema = schema
-        self._fields = fields
+        self._fields = list(dict.fromkeys(fields))
         self._key = key
         self._is_text = is_text
         self._is_any = not (schema or fields or key is not None)  # any object goes in as it is
@@ -122,8 +122,9 @@ def drop_think(text: str) -> str:
 
 def _is_in_object(text: str, at: int) -> bool:
     """Whether an object that starts before `at` ends behind it: what stands there is its data."""
-    starts = [match.start() for match in islice(re.finditer("{", text[:at]), _STARTS_MOST)]
-    return any(object_end(text, start) > at for start in starts)
+    starts_most = _STEPS_MOST // len(text) + 1
+    starts = [match.start() for match in islice(re.finditer("{", text[:at]), starts_most + 1)]
+    return len(starts) > starts_most or any(object_end(text, start) > at for start in starts)
 
 
 def read_text(content: str) -> str:
@@ -131,7 +132,9 @@ def read_text(content: str) -> str:
     head, end_tag, rest = content.partition(_THINK_END)
     opened = head.lstrip().startswith(_THINK)
     if end_tag and (opened or rest.startswith(("\n", "\r"))):
-        content, opened = rest.strip(), not rest.strip()
+        if text := rest.strip():
+            return text
+        opened = True
     if opened:
         raise RowError("unparsable", "the model reasoned but gave no answer", raw=content)
     return content

@@ -9,8 +9,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
 from llmfilter.record import dump_text, parse_json
@@ -53,7 +51,7 @@ def read_completion(body: bytes) -> Completion:
     if not isinstance(document, dict):
         raise Faulty("the answer is not a JSON object", body, document)
     if document.get("error") is not None:
-        words = server_words(document, b"")
+        words = server_words(document, body)
         raise Faulty(f"the server sent an error with status 200: {words}", body, document)
     choices = document.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -100,6 +98,9 @@ def _reasoning(message: dict[str, Any]) -> str | None:
     for key in ("reasoning_content", "reasoning"):
         if isinstance(message.get(key), str) and message[key].strip():
             return str(message[key])
+    if isinstance(message.get("content"), list):  # Mistral's thinking parts
+        inner = [part.get("thinking") for part in message["content"] if isinstance(part, dict)]
+        return _content([each for part in inner if isinstance(part, list) for each in part]) or None
     return None
 
 
@@ -121,7 +122,7 @@ def unpack(stored: bytes | memoryview) -> tuple[str, int, int] | None:
         version, start, end, prompt_tokens, completion_tokens = _HEADER.unpack_from(stored)
         if version != _VERSION:
             return None
-        content = orjson.loads(stored[start:end]) if end else read_completion(bytes(stored[_HEADER.size :])).content
+        content = parse_json(stored[start:end]) if end else read_completion(bytes(stored[_HEADER.size :])).content
     except (struct.error, ValueError, Faulty):
         return None
     return content, prompt_tokens, completion_tokens

@@ -61,6 +61,8 @@ def make_endpoint(
 
 
 def _split(url: str, source: str) -> SplitResult:
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise UsageError(f"{source}: no user or password in a URL; give -H 'Authorization: Basic $MY_SECRET'")
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number
@@ -68,8 +70,6 @@ def _split(url: str, source: str) -> SplitResult:
         raise UsageError(f"{source} {url!r} is not a URL: {fault}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
         raise UsageError(f"{source} {url!r} is not a URL like http://localhost:8000/v1")
-    if parts.username is not None or parts.password is not None:
-        raise UsageError(f"{source}: no user or password in a URL; give -H 'Authorization: Basic $MY_SECRET'")
     return parts._replace(path=parts.path.rstrip("/"), fragment="")
 
 
@@ -90,7 +90,7 @@ def _expand(typed: str, environ: Mapping[str, str], secrets: list[str]) -> tuple
         variable = match[1] or match[2]
         if variable not in environ:
             raise UsageError(f"-H {name}: ${variable} is not set in the environment")
-        secrets.append(environ[variable])
+        secrets.append(environ[variable].strip())
         return environ[variable]
 
     value = _VARIABLE.sub(look_up, value).strip()
@@ -107,9 +107,10 @@ def _proxy(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
     """The proxy that the environment names for a URL; a server on this machine is never behind one."""
     if is_loopback(parts.hostname or "") or not any(name.lower().endswith("_proxy") for name in environ):
         return None
-    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
-    proxies = getproxies_environment()
+    names = sorted((name for name in environ if name.lower().endswith("_proxy")), key=str.islower)  # lower case wins
+    proxies = {name.lower().removesuffix("_proxy"): environ[name] for name in names if environ[name]}
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass_environment(parts.netloc, proxies):
         return None

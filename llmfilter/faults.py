@@ -102,7 +102,7 @@ def server_words(document: Any, body: bytes) -> str:
                 words = "; ".join(str(each.get("msg", each) if isinstance(each, dict) else each) for each in words)
             if isinstance(words, str) and words.strip():
                 return printable(words)
-    text = body[:100_000].decode("utf-8", "replace")
+    text = body[:10_000].decode("utf-8", "replace")
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     return printable(title[1] if title else text, 200)
 
@@ -125,7 +125,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         until = parsedate_to_datetime(headers["retry-after"])
         since = parsedate_to_datetime(headers["date"])
         return max(0.0, (until - since).total_seconds())
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
 

@@ -30,6 +30,7 @@ _PEEK_MS = 1000
 
 async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stats: Stats) -> Job:
     """The job; asks the server for its model if none was named."""
+    check_text(args)
     user = Template(read_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
     system = Template(read_system(args.system)) if args.system is not None else None
     if user and not user.names and not (system and system.names):
@@ -61,6 +62,18 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
         connect,
         args.dry_run,
     )
+
+
+def check_text(args: Namespace) -> None:
+    """Raises UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
+    typed = {"-s": args.system, "-m": args.model, "-f": args.fields, "--as": args.as_key, "-u": args.base_url}
+    for option, text in [
+        *typed.items(),
+        *(("-o", each) for each in args.option),
+        *(("-H", each) for each in args.header),
+    ]:
+        if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+            raise UsageError(f"{option}: the value is not UTF-8")
 
 
 def read_file(option: str, path: str) -> str:

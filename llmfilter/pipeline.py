@@ -13,7 +13,7 @@ from llmfilter.flights import Flights
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
 from llmfilter.prompt import Prompt
 from llmfilter.record import splice
-from llmfilter.rows import Row, Rows, parse_record
+from llmfilter.rows import Overlong, Row, Rows, parse_record
 from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Pipeline:
             for line in lines:
                 self._number += 1
                 raw = line.strip()
-                if raw:
+                if raw or isinstance(line, Overlong):
                     self.stats.rows += 1
                     self._take_row(line, raw, look_up)
                 else:

@@ -57,10 +57,15 @@ def _text_at(name: str, record: Mapping[str, Any], raw: bytes) -> str:
     if isinstance(value, bool) or value is None or (type(value) is int and value):
         return orjson.dumps(value).decode()
     # Numbers must stand as in the input: 1.0, 1e5, -0 and 20 digits are not what Python prints.
+    return _dump(f"the field {name}", _look_up(name, parse_exact(raw))).decode()
+
+
+def _dump(what: str, value: Any) -> bytes:
     try:
-        return orjson.dumps(_look_up(name, parse_exact(raw))).decode()
-    except orjson.JSONEncodeError:
-        raise RowError("template", f"the field {name} holds text that is not Unicode") from None
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as fault:
+        why = "is nested too deeply" if "ecursion" in str(fault) else "holds text that is not Unicode"
+        raise RowError("template", f"{what} {why}") from None
 
 
 def _look_up(path: str, record: Mapping[str, Any]) -> Any:
@@ -86,7 +91,7 @@ class Prompt:
     ) -> None:
         self._tail = b"]" + (b"," + orjson.dumps(fields)[1:] if fields else b"}")
         self._parts = [orjson.dumps({"model": model, "messages": []})[:-2]]
-        self._holes: list[tuple[int, str]] = []
+        self._holes: list[tuple[int, str, str | None]] = []  # place, name, and key if the name is one
         self._own_at: int | None = None
         if system:
             self._add_message(b"system", system)
@@ -101,21 +106,22 @@ class Prompt:
     def _add_message(self, role: bytes, template: Template) -> None:
         self._parts.append(b'{"role":"%b","content":"' % role)
         first = len(self._parts)
-        self._holes += [(first + at, name) for at, name in zip(template.holes, template.names, strict=True)]
+        for at, name in zip(template.holes, template.names, strict=True):
+            self._holes.append((first + at, name, None if "." in name else name))
         self._parts += [*template.parts, b'"}']
 
     def body(self, record: Mapping[str, Any], raw: bytes) -> bytes:
         """The request for one record, whose own bytes are `raw`; RowError(`template`) if it can't be built."""
         parts = self._parts.copy()
         try:
-            for at, name in self._holes:
-                value = record.get(name)
+            for at, name, key in self._holes:
+                value = record.get(key) if key else None
                 parts[at] = orjson.dumps(value if type(value) is str else _text_at(name, record, raw))[1:-1]
         except orjson.JSONEncodeError:  # a lone surrogate
-            for at, name in self._holes:
+            for at, name, _ in self._holes:
                 parts[at] = _inside(_text_at(name, record, raw))
         if self._own_at is not None:
-            parts[self._own_at] = _own_messages(record)
+            parts[self._own_at] = _own_messages(record, raw)
         return b"".join(parts)
 
     def extend(self, body: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
@@ -124,17 +130,14 @@ class Prompt:
         return body.removesuffix(self._tail) + added + self._tail
 
 
-def _own_messages(record: Mapping[str, Any]) -> bytes:
+def _own_messages(record: Mapping[str, Any], raw: bytes) -> bytes:
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
         there = ", ".join(record) or "none"
         raise RowError("template", f"the record has no list `messages` (and there is no -p); it has: {there}")
     if not messages:
         raise RowError("template", "the record's `messages` is an empty list")
-    try:
-        return orjson.dumps(messages)[1:-1]
-    except orjson.JSONEncodeError:
-        raise RowError("template", "the record's `messages` hold text that is not Unicode") from None
+    return _dump("the record's `messages`", parse_exact(raw)["messages"])[1:-1]
 
 
 def read_prompt(text: str) -> str:

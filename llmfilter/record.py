@@ -5,7 +5,9 @@ trip through Python's types, so what goes out is cut from what came in.
 """
 
 import json
+import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -13,29 +15,45 @@ import orjson
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 # A line break in valid JSON stands between two tokens, never inside a string.
-_LINE_BREAK = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
+_LINE_BREAK = re.compile(r"[\r\n][ \t\r\n]*")
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-_as_text = {"parse_int": str, "parse_float": str, "parse_constant": _refuse}
-_decoder = json.JSONDecoder(**_as_text)  # type: ignore[arg-type]
+def _number(text: str) -> Any:
+    """As orjson reads it; a Decimal where a float can't hold it, its text where not even that can."""
+    if len(text) < 19 and text.lstrip("-").isdigit():
+        return int(text)
+    value = float(text)
+    if math.isfinite(value):
+        return value
+    from decimal import Decimal, InvalidOperation
+
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent of 19 digits
+        return text
 
 
-def parse_json(text: bytes | str) -> Any:
+_decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)
+# orjson takes 1,024 levels; Python's json has to get through the same records.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 4_000))
+
+
+def parse_json(text: bytes | memoryview | str) -> Any:
     """JSON → Python value; raises ValueError saying where it stopped.
 
     orjson refuses some valid JSON (1e400, numbers of thousands of digits, lone surrogates); there
-    Python's json steps in, with numbers left as text, since its own int stops at 4,300 digits.
+    Python's json steps in, with numbers as `_number` reads them, since its own int stops at 4,300 digits.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as fault:
         try:
             # Decoded here, since json would also guess UTF-16 and UTF-32.
-            return _decoder.decode(text.decode() if isinstance(text, bytes) else text)
+            return _decoder.decode(text if isinstance(text, str) else bytes(text).decode())
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         except ValueError:
@@ -116,7 +134,10 @@ def splice(raw: bytes, record: Mapping[str, Any], answer: bytes, answer_keys: Ma
             return answer + b"\n"
         return b"%b,%b\n" % (raw[:-1], answer[1:])
     news = {key: (key, key_text, value) for key, key_text, value in members(answer)}
-    olds = {key: (key, key_text, value) for key, key_text, value in members(raw)}
-    merged = [(key, olds[key][1], news[key][2]) if key in news else olds[key] for key in olds]
-    merged += [news[key] for key in news if key not in olds]
-    return join(merged) + b"\n"
+    merged = []
+    for key, key_text, value in members(raw):
+        if key not in answer_keys:
+            merged.append((key, key_text, value))
+        elif key in news:
+            merged.append((key, key_text, news.pop(key)[2]))
+    return join([*merged, *news.values()]) + b"\n"

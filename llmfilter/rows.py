@@ -39,7 +39,7 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
             parts.append(lines[0])
             size += len(lines[0])
             if size > LINE_BYTES_MAX:
-                del parts[SHOWN_BYTES:]  # no part is empty, so these hold what is shown
+                parts = [_beginning(parts)]
         if len(lines) > 1:
             lines[0] = _join(parts, size)
             last = lines.pop()
@@ -50,8 +50,11 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _join(parts: list[bytes], size: int) -> bytes:
-    line = b"".join(parts)
-    return line if size <= LINE_BYTES_MAX else Overlong(line[:SHOWN_BYTES])
+    return b"".join(parts) if size <= LINE_BYTES_MAX else Overlong(_beginning(parts))
+
+
+def _beginning(parts: list[bytes]) -> bytes:
+    return b"".join([part[:SHOWN_BYTES] for part in parts[:SHOWN_BYTES]])[:SHOWN_BYTES]  # no part is empty
 
 
 def read_chunks(fd: int) -> Iterator[bytes]:
@@ -148,13 +151,15 @@ class Row(NamedTuple):
 
 def parse_record(line: bytes) -> dict[str, Any]:
     """A line → its record; raises RowError(`input`) where it is not one JSON object."""
+    if isinstance(line, Overlong):  # its beginning may well be JSON
+        raise RowError("input", f"the line is longer than {LINE_BYTES_MAX >> 20} MiB; its beginning is shown")
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         record = _parse_odd(line)
     if isinstance(record, dict):
         return record
-    message = f"a JSON object is needed, this is {_NAMES.get(type(record), 'something else')}"
+    message = f"a JSON object is needed, this is {_NAMES.get(type(record), 'a number')}"
     if isinstance(record, list):
         message += "; one record a line: jq -c '.[]'"
     raise RowError("input", message)
@@ -165,13 +170,9 @@ def _parse_odd(line: bytes) -> Any:
         return parse_json(line)
     except ValueError as fault:
         message = f"the line is not JSON: {fault}"
-    if isinstance(line, Overlong):
-        message = f"the line is longer than {LINE_BYTES_MAX >> 20} MiB; its beginning is shown"
-    elif line.startswith(b"["):
+    if line.startswith(b"["):
         message += "; an array becomes one record a line with: jq -c '.[]'"
     raise RowError("input", message)
 
 
-_NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"} | dict.fromkeys(
-    (int, float), "a number"
-)
+_NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}

@@ -8,6 +8,8 @@ import jsonschema_rs
 from llmfilter.errors import UsageError
 from llmfilter.record import parse_json
 
+_SHOWN = 500  # characters of a fault: it goes into the error line and, with re-asking, to the model
+
 
 class Schema:
     """A JSON Schema (draft 2020-12 unless its `$schema` says otherwise).
@@ -29,7 +31,10 @@ class Schema:
 
     def faults(self, value: Any) -> list[str]:
         """What in a value is against the schema, each fault with its place; empty if nothing is."""
-        return [_place(error) for error in self._validator.iter_errors(value)]
+        try:
+            return [_place(error) for error in self._validator.iter_errors(value)]
+        except ValueError as fault:  # nested too deeply for it, or a lone surrogate
+            return [f"it can't be checked: {fault}"]
 
     def response_format(self) -> dict[str, Any]:
         """What asks a server for such answers."""
@@ -43,6 +48,8 @@ class Schema:
 def _place(error: Exception) -> str:
     path = "".join(f"/{step}" for step in getattr(error, "instance_path", []))
     message = getattr(error, "message", None) or str(error).partition("\n")[0]
+    if len(message) > _SHOWN:  # the value comes first, what is wrong with it last
+        message = f"{message[: _SHOWN // 2]} … {message[-_SHOWN // 2 :]}"
     return f"at {path}: {message}" if path else message
 
 
@@ -54,7 +61,8 @@ def allows_strict(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return True
     properties = schema.get("properties")
-    is_object = schema.get("type") == "object" or isinstance(properties, dict)
+    kind = schema.get("type")
+    is_object = kind == "object" or (isinstance(kind, list) and "object" in kind) or isinstance(properties, dict)
     if is_object and not (
         schema.get("additionalProperties") is False and set(schema.get("required", ())) == set(properties or ())
     ):

@@ -1,0 +1,114 @@
+"""rows: bytes → lines → records."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llmfilter.errors import RowError
+from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, parse_record, split_lines
+
+MIB = b"x" * (1 << 20)
+
+
+def lines_of(data: bytes) -> list[bytes]:
+    """What `split_lines` is to yield: a last line counts even without its newline."""
+    lines = data.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from([b"\n", b"\r\n", b"a", b"\x00", b"\xff", b" "])).map(b"".join)))
+@example([])
+@example([b"\n"])
+@example([b"", b"a", b"", b"\n", b"b"])
+def test_any_chunks_give_the_lines_of_the_whole(chunks: list[bytes]) -> None:
+    blocks = list(split_lines(chunks))
+    assert all(blocks)
+    assert [line for block in blocks for line in block] == lines_of(b"".join(chunks))
+
+
+def test_lines_come_out_as_soon_as_they_end() -> None:
+    given_out = []
+
+    def chunks() -> Iterator[bytes]:
+        yield b"a\nb"
+        given_out.append("second")
+        yield b"c\n"
+
+    blocks = split_lines(chunks())
+    assert next(blocks) == [b"a"]
+    assert not given_out
+    assert next(blocks) == [b"bc"]
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_keeps_its_beginning_only(end: bytes) -> None:
+    chunks = [b"ab\n", b'{"a":', *[MIB] * 65, b"z" + end]
+    lines = [line for block in split_lines(chunks) for line in block]
+    assert lines == [b"ab", (b'{"a":' + MIB)[:SHOWN_BYTES]]
+    assert isinstance(lines[1], Overlong)
+    assert not isinstance(lines[0], Overlong)
+
+
+def test_the_line_after_one_that_is_too_long_is_whole() -> None:
+    lines = [line for block in split_lines([*[MIB] * 65, b"\n{", b"}\n"]) for line in block]
+    assert lines[1:] == [b"{}"]
+    assert not isinstance(lines[1], Overlong)
+
+
+def test_a_line_of_just_the_greatest_length_is_whole() -> None:
+    chunks = [MIB] * (LINE_BYTES_MAX >> 20)
+    ((line,),) = split_lines([*chunks, b"\n"])
+    assert len(line) == LINE_BYTES_MAX
+    assert not isinstance(line, Overlong)
+    ((line,),) = split_lines([*chunks, b"x\n"])
+    assert isinstance(line, Overlong)
+
+
+@pytest.mark.parametrize(
+    ("line", "record"),
+    [
+        (b'{"a": 1}', {"a": 1}),
+        (b' \t{"a": 1}\r', {"a": 1}),
+        (b"{}", {}),
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b'{"a": "\\u0000"}', {"a": "\0"}),
+        (b'{"a": "\\ud800"}', {"a": "\ud800"}),
+    ],
+)
+def test_a_json_object_is_a_record(line: bytes, record: object) -> None:
+    assert parse_record(line) == record
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"hello", ["not JSON", "column 1"]),
+        (b'{"a": 1', ["not JSON", "column 8"]),
+        (b'{"a": 1} {"b": 2}', ["not JSON"]),
+        (b'{"a": NaN}', ["not JSON"]),
+        (b'{"a": "\xff"}', ["not JSON"]),
+        (b'{"a": "\xed\xa0\x80"}', ["not JSON"]),
+        (b'{"a": \x00}', ["not JSON"]),
+        (b'\x0c{"a": 1}', ["not JSON"]),
+        (b'{"a":' * 100_000, ["not JSON", "nested too deeply"]),
+        (b"[", ["not JSON", "jq -c '.[]'"]),
+        (b'[{"a": 1},', ["not JSON", "jq -c '.[]'"]),
+        (b'[{"a": 1}]', ["an array", "jq -c '.[]'"]),
+        (b'"text"', ["a string"]),
+        (b"1.5", ["a number"]),
+        (b"1e400", ["a number"]),
+        (b"true", ["a boolean"]),
+        (b"null", ["null"]),
+        (Overlong(b'{"a": "xxx'), ["longer than 64 MiB"]),
+        (Overlong(b'{"a": 1}' + b" " * 1000), ["longer than 64 MiB"]),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_what_is_no_record_is_an_input_error_that_says_why(line: bytes, words: list[str]) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_record(line)
+    assert caught.value.kind == "input"
+    assert [word for word in words if word not in caught.value.message] == []

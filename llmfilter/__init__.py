@@ -9,7 +9,8 @@ The modules, in the order in which a row meets them:
     prompt      record → request body
     cache       LMDB: answers that were paid for
     flights     requests in flight: asked, asked again, stored, printed
-    chat        aiohttp: sending, retrying (faults: what an error means; pace: how fast)
+    chat        sending and sending again (faults: what an error means; pace: how fast)
+    wire        aiohttp: one request out, one bounded answer in (deadlines: its timeout)
     completion  response body → the model's content
     answer      content → one JSON object that passed its checks (schema)
     output      answers to stdout, error lines to stderr

@@ -24,7 +24,10 @@ class ModelMissing(RowError):
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> RowError | RunError:
-    """What an answer with a status other than 200 means: RunError, Retryable or RowError."""
+    """What an answer with a status other than 200 means: RunError, Retryable or RowError.
+
+    headers: their names in lower case, or any case where the mapping doesn't mind.
+    """
     document = _parse(body)
     words = server_words(document, body)
     message = f"HTTP {status}: {words}" if words else f"HTTP {status}"
@@ -32,7 +35,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> RowError
     if status in (401, 402) or _NO_CREDIT in codes:
         return RunError(f"the server refuses all requests ({message}): {_MEND.get(status, _MEND[402])}")
     if 300 <= status < 400:
-        where = printable(headers.get("Location", "elsewhere"))
+        where = printable(headers.get("location", "elsewhere"))
         return RowError("http", f"HTTP {status}: redirected to {where}: give the final URL with -u", status=status)
     verdict = headers.get("x-should-retry")
     if verdict == "true" or (verdict != "false" and (status in _RETRIED or status >= 500)):

@@ -14,7 +14,7 @@ import pytest
 from program import ASK, Programs, rows
 from server import Reply, Request, Response, Server, completion, echo, error
 
-from llmfilter.chat import BODY_BYTES_MAX
+from llmfilter.wire import BODY_BYTES_MAX
 
 GOOD = completion({"answer": 1})
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

@@ -163,9 +163,12 @@ class Chat:
         """The body of an answer with status 200; raises RowError, Retryable or RunError for others."""
         body = self._mask(reply.body)
         if reply.status != 200:
-            headers = {name.lower(): self._mask(value.encode()).decode() for name, value in reply.headers.items()}
+            headers = {name.lower(): self._mask_text(value) for name, value in reply.headers.items()}
             raise faults.read_error(reply.status, headers, body)
         return body
+
+    def _mask_text(self, text: str) -> str:
+        return self._mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
 
     def _mask(self, text: bytes) -> bytes:
         for secret in self._secrets:

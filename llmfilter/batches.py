@@ -19,6 +19,7 @@ class Batcher(Generic[T]):
     """Calls `work(batch)` in its own thread, then `done(batch, error)` on the loop.
 
     One batch is under way at a time. `error` is the exception that `work` raised, or None.
+    pending, under_way: what is queued, and what the thread is working on.
     The thread is a daemon: a write that blocks for ever does not keep the program alive.
     """
 
@@ -34,6 +35,7 @@ class Batcher(Generic[T]):
         self._thread: threading.Thread | None = None
         self._busy = False
         self.pending: list[T] = []
+        self.under_way: list[T] = []
 
     def add(self, item: T) -> None:
         """Queue one item; it is handed over at the end of this turn of the loop, or when the thread is free."""
@@ -51,8 +53,8 @@ class Batcher(Generic[T]):
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
-        batch, self.pending = self.pending, []
-        self._inbox.put(batch)
+        self.under_way, self.pending = self.pending, []
+        self._inbox.put(self.under_way)
 
     def _run(self) -> None:
         while True:
@@ -69,6 +71,7 @@ class Batcher(Generic[T]):
             batch = []
 
     def _finish(self, batch: list[T], error: Exception | None) -> None:
+        self.under_way = []
         self._done(batch, error)
         if self.pending:
             self._hand_over()

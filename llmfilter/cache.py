@@ -17,6 +17,7 @@ import lmdb
 from llmfilter.batches import Batcher
 from llmfilter.errors import UsageError
 
+CacheError = lmdb.Error  # what a look-up may raise: to be told to `fail`
 Lookup = Callable[[bytes], memoryview | None]
 Item = tuple[bytes, bytes, Callable[[], None]]
 
@@ -71,6 +72,9 @@ class NoCache:
         """Calls `then` at once."""
         then()
 
+    def fail(self, error: Exception) -> None:
+        """A look-up has failed: the run goes on without it."""
+
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
 
@@ -92,8 +96,14 @@ class Cache(NoCache):
     @contextmanager
     def snapshot(self) -> Iterator[Lookup]:
         """A look-up of one moment, for as long as nothing is awaited: a reader keeps old pages in use."""
-        with self._env.begin(buffers=True) as transaction:
-            yield transaction.get
+        try:
+            transaction = self._env.begin(buffers=True)
+        except lmdb.Error as error:
+            self.fail(error)
+            yield lambda key: None
+        else:
+            with transaction:
+                yield transaction.get
 
     def put(self, key: bytes, value: bytes, then: Callable[[], None]) -> None:
         """Stores a value and calls `then` on the loop once it is on the disk (or can't be)."""
@@ -121,14 +131,19 @@ class Cache(NoCache):
         self._may_go_on.acquire()
 
     def _committed(self, batch: list[Item], error: Exception | None) -> None:
-        if error and not self._broken:
-            self._broken = True
-            self.on_failure(
-                f"the cache {self._folder} can't be written ({error}); this run goes on without it: "
-                "make room, or give another folder with --cache"
-            )
+        if error:
+            self.fail(error)
         for _, _, then in batch:
             then()
+
+    def fail(self, error: Exception) -> None:
+        """Says once that something is wrong with it; nothing is stored any more."""
+        if not self._broken:
+            self._broken = True
+            self.on_failure(
+                f"the cache {self._folder} fails ({error}); this run goes on without it: "
+                "make room, or give another folder with --cache"
+            )
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""

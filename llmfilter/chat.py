@@ -18,7 +18,6 @@ T = TypeVar("T")
 
 LIMIT_S = 600.0  # so long without one success, or asked to wait for longer: the run is hopeless
 REFUSED_MOST = 32  # distinct rows refused before any success: the server refuses every row
-_MASK = b"[masked]"
 
 
 class Counted(Protocol):
@@ -32,7 +31,7 @@ class Chat:
 
     def __init__(self, endpoint: Endpoint, timeout_s: float, retries: int, pace: Pace, stats: Stats) -> None:
         self._wire = Wire(endpoint, timeout_s)
-        self._secrets = endpoint.secrets
+        self._mask = endpoint.mask
         self._retries = retries
         self._pace = pace
         self._stats = stats
@@ -76,6 +75,7 @@ class Chat:
             try:
                 answer = read(self._check(await self._wire.post(body)))
             except Retryable as fault:
+                fault.message = self._mask.text(fault.message)  # aiohttp quotes what it can't read
                 if isinstance(fault, Faulty) and (end := faults.read_hidden_error(fault.document)):
                     raise end from None
                 if fault.is_limit:
@@ -163,15 +163,6 @@ class Chat:
         """The body of an answer with status 200; raises RowError, Retryable or RunError for others."""
         body = self._mask(reply.body)
         if reply.status != 200:
-            headers = {name.lower(): self._mask_text(value) for name, value in reply.headers.items()}
+            headers = {name.lower(): self._mask.text(value) for name, value in reply.headers.items()}
             raise faults.read_error(reply.status, headers, body)
         return body
-
-    def _mask_text(self, text: str) -> str:
-        return self._mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
-
-    def _mask(self, text: bytes) -> bytes:
-        for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, _MASK)
-        return text

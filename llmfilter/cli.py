@@ -92,7 +92,7 @@ def start(args: Namespace) -> int:
 async def run(args: Namespace) -> int:
     """Builds the job from what was typed, runs it, and says how it ended; returns the exit status."""
     from llmfilter.job import make_job
-    from llmfilter.output import write_all
+    from llmfilter.output import write_all, write_alone
     from llmfilter.pipeline import Pipeline
     from llmfilter.progress import Progress
     from llmfilter.stats import Stats
@@ -105,9 +105,11 @@ async def run(args: Namespace) -> int:
     def write_stderr(lines: bytes) -> None:
         progress.write(lines)
 
-    pipeline = Pipeline(job, STDIN, partial(write_all, STDOUT), write_stderr, args.keep_order, stats)
+    write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
+    pipeline = Pipeline(job, STDIN, partial(write, STDOUT), write_stderr, args.keep_order, stats)
     is_shown = os.isatty(STDERR) and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
-    progress = Progress(pipeline, bytes_left(STDIN), is_shown and not os.isatty(STDOUT) and not args.dry_run)
+    with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
+    progress = Progress(pipeline, bytes_left(STDIN), partial(write, STDERR), with_bar)
     catch_signals(pipeline, progress)
     try:
         await pipeline.run()

@@ -15,17 +15,18 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 # Shorter ones are dummies ("none", "EMPTY") and words of ordinary answers; masking would spoil those.
 _SECRET_BYTES_LEAST = 8
+_MASKED = b"[masked]"
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """url: for chat requests; models_url: lists the models; headers: names and values, secrets included;
-    secrets: what must be masked where a server echoes it; proxy: its URL, or None."""
+    mask: hides the secrets where a server echoes them; proxy: its URL, or None."""
 
     url: str
     models_url: str
     headers: Mapping[str, str] = field(repr=False)
-    secrets: Sequence[bytes] = field(repr=False)
+    mask: "Mask" = field(repr=False)
     proxy: str | None = field(repr=False)
 
 
@@ -55,9 +56,36 @@ def make_endpoint(
         base._replace(path=base.path + _PATH).geturl(),
         base._replace(path=base.path + "/models").geturl(),
         headers,
-        [secret.encode() for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST],
+        Mask([secret for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST]),
         _proxy(parts, environ),
     )
+
+
+class Mask:
+    """Hides secrets in what a server sent, also where JSON spells their characters as escapes."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._plain = [secret.encode() for secret in secrets]
+        spellings = ["".join(map(_spellings, secret)) for secret in secrets]
+        self._escaped = re.compile("|".join(spellings).encode()) if secrets else None
+
+    def __call__(self, text: bytes) -> bytes:
+        """The text with [masked] in their place."""
+        for secret in self._plain:
+            if secret in text:
+                text = text.replace(secret, _MASKED)
+        if self._escaped and b"\\" in text and (b"\\/" in text or b"\\u00" in text):
+            text = self._escaped.sub(_MASKED, text)
+        return text
+
+    def text(self, text: str) -> str:
+        """The same for text that was decoded already."""
+        return self(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
+
+
+def _spellings(char: str) -> str:
+    """A pattern for a character: as it is, or escaped, also in JSON within JSON."""
+    return rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))"
 
 
 def _split(url: str, source: str) -> SplitResult:

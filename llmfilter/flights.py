@@ -50,7 +50,7 @@ class Flights:
 
     on_change is called when a flight has landed; on_end when the server refuses the whole run (with a
     RunError) or a bug shows (with the exception). waiting_bytes: memory of the rows that share
-    another row's request; first_unfinished: the lowest line that was given up without an outcome.
+    another row's request.
     """
 
     def __init__(
@@ -80,7 +80,13 @@ class Flights:
         self._chat: Chat | None = None
         self._draining = False
         self.waiting_bytes = 0
-        self.first_unfinished: int | None = None
+        self._given_up: int | None = None
+
+    @property
+    def first_unfinished(self) -> int | None:
+        """The lowest line that is still in flight, or was given up without an outcome."""
+        lines = [row.number for flight in self._flights.values() for row in flight.rows]
+        return min(lines if self._given_up is None else [*lines, self._given_up], default=None)
 
     @property
     def count(self) -> int:
@@ -190,10 +196,7 @@ class Flights:
         self._output.answer(row.number, splice(row.raw, row.record, *outcome))
 
     def _give_up(self, flight: Flight) -> None:
-        lines = [row.number for row in flight.rows]
-        if self.first_unfinished is not None:
-            lines.append(self.first_unfinished)
-        self.first_unfinished = min(lines)
+        self._given_up = self.first_unfinished  # which may be one of these rows
         self._end(flight)
 
     def _end(self, flight: Flight) -> None:

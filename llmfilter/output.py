@@ -6,13 +6,15 @@ A blocking write on the event loop would make requests time out behind `| less`.
 import os
 import re
 import select
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 
 from llmfilter.batches import Batcher
 from llmfilter.errors import RowError
 from llmfilter.record import dump_text
 
 BUFFER_BYTES = 1 << 20
+_LINE_BYTES = 100  # of memory, beyond a line's own bytes
 
 Write = Callable[[bytes], None]  # takes all of it, or raises OSError
 Line = tuple[int, bytes]  # its row's line number in the input, and the line
@@ -45,9 +47,20 @@ class Writer:
     def _written(self, batch: list[Line], error: Exception | None) -> None:
         self.error = self.error or error
         if self.error:
-            lowest = min([number for number, _ in batch])
-            self.lost_line = lowest if self.lost_line is None else min(lowest, self.lost_line)
-        self._on_written(sum([len(line) for _, line in batch]))
+            self.lost_line = lowest([(self.lost_line or 0, b""), *batch])
+        self._on_written(sum([len(line) for _, line in batch]) + _LINE_BYTES * len(batch))
+
+    def waiting(self) -> list[Line]:
+        """What is queued or being written."""
+        return self._batches.under_way + self._batches.pending
+
+
+def lowest(lines: Iterable[Line]) -> int | None:
+    """The lowest of the line numbers; a line that belongs to no row has number 0."""
+    return min([number for number, _ in lines if number], default=None)
+
+
+_writing = threading.Lock()
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -62,6 +75,12 @@ def write_all(fd: int, data: bytes) -> None:
             poll.poll()
 
 
+def write_alone(fd: int, data: bytes) -> None:
+    """Writes everything while no other such call writes: for two descriptors of one pipe, lest lines tear."""
+    with _writing:
+        write_all(fd, data)
+
+
 class Output:
     """Where rows end: answers on stdout, errors on stderr; with keep_order answers in input order.
 
@@ -72,36 +91,43 @@ class Output:
         self._on_change = on_change
         self._stdout = Writer(stdout, self._count_written)
         self._stderr = Writer(stderr, self._count_written)
-        self._order = Order(self._stdout.put) if keep_order else None
+        self._order = Order(self._emit_in_turn) if keep_order else None
         self._emit = self._order.put if self._order else self._stdout.put
         self.size = 0
 
     def answer(self, number: int, line: bytes) -> None:
         """The answer to the row on line `number`, with its newline."""
-        self.size += len(line)
+        self.size += len(line) + _LINE_BYTES
         self._emit((number, line))
 
     def error(self, number: int, line: bytes) -> None:
         """The error line of the row on line `number`, with its newline."""
-        self.size += len(line)
+        self.size += len(line) + _LINE_BYTES
         self._stderr.put((number, line))
         self.skip(number)
 
     def skip(self, number: int) -> None:
         """Line `number` yields nothing on stdout."""
         if self._order:
+            self.size += _LINE_BYTES
             self._order.put((number, b""))
 
     def say(self, message: str) -> None:
         """A plain line on stderr."""
         line = f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")
-        self.size += len(line)
+        self.size += len(line) + _LINE_BYTES
         self._stderr.put((0, line))
 
     def is_stalled(self) -> bool:
         """Whether more waits for a reader than a buffer should hold (not counting what waits for its turn)."""
         held = self._order.size if self._order else 0
         return self.size - held >= BUFFER_BYTES
+
+    def _emit_in_turn(self, numbered: Line) -> None:
+        if numbered[1]:
+            self._stdout.put(numbered)
+        else:
+            self.size -= _LINE_BYTES
 
     def _count_written(self, size: int) -> None:
         self.size -= size
@@ -123,38 +149,46 @@ class Output:
         return self._stdout.error or self._stderr.error
 
     @property
-    def lost_line(self) -> int | None:
-        """The lowest line number among the lines that could not be written."""
-        lost = [line for line in (self._stdout.lost_line, self._stderr.lost_line) if line is not None]
-        return min(lost, default=None)
+    def first_unwritten(self) -> int | None:
+        """The lowest line number among the lines that are not written yet, or could not be."""
+        lost = [(writer.lost_line or 0, b"") for writer in (self._stdout, self._stderr)]
+        held = self._order.held() if self._order else []
+        return lowest([*lost, *held, *self._stdout.waiting(), *self._stderr.waiting()])
 
 
 class Order:
-    """Holds lines back until those before them have come: `emit` gets them by number, from 1 on."""
+    """Holds lines back until those before them have come: `emit` gets them by number, from 1 on.
+
+    An empty line only lets those behind it pass. size: about the memory of what is held back.
+    """
 
     def __init__(self, emit: Callable[[Line], None]) -> None:
         self._emit = emit
         self._next = 1
         self._held: dict[int, bytes] = {}
-        self.size = 0  # bytes held back
+        self.size = 0
 
     def put(self, numbered: Line) -> None:
-        """Takes a line; an empty one only lets those behind it pass."""
-        number, line = numbered
-        self._held[number] = line
-        self.size += len(line)
-        while (ready := self._held.pop(self._next, None)) is not None:
-            self.size -= len(ready)
-            if ready:
-                self._emit((self._next, ready))
+        """Takes a line."""
+        self._held[numbered[0]] = numbered[1]
+        self.size += len(numbered[1]) + _LINE_BYTES
+        while self._next in self._held:
+            self._release(self._next)
             self._next += 1
 
     def release(self) -> None:
         """Emits what is held, in order, across the gaps of lines that never came."""
         for number in sorted(self._held):
-            if line := self._held.pop(number):
-                self.size -= len(line)
-                self._emit((number, line))
+            self._release(number)
+
+    def held(self) -> list[Line]:
+        """What is held back and has something to say."""
+        return [(number, line) for number, line in self._held.items() if line]
+
+    def _release(self, number: int) -> None:
+        line = self._held.pop(number)
+        self.size -= len(line) + _LINE_BYTES
+        self._emit((number, line))
 
 
 # What JSON lets stand unescaped and a terminal may obey: DEL and C1 (ECMA-48), in UTF-8.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmfilter.answer import Answer, Checks
-from llmfilter.cache import Keys, Lookup, NoCache
+from llmfilter.cache import CacheError, Keys, Lookup, NoCache
 from llmfilter.completion import unpack
 from llmfilter.errors import RowError, RunError
 from llmfilter.flights import Flights
@@ -90,7 +90,7 @@ class Pipeline:
     @property
     def first_unfinished(self) -> int | None:
         """The lowest line that has neither an answer nor an error line, or None if all have."""
-        lines = [self.flights.first_unfinished, self.output.lost_line]
+        lines = [self.flights.first_unfinished, self.output.first_unwritten]
         if not self.rows.ended or self._number < self.rows.lines_read:
             lines.append(self._number + 1)
         return min([line for line in lines if line is not None], default=None)
@@ -124,7 +124,11 @@ class Pipeline:
             self.output.error(number, error_line(number, error, 0, raw, is_record=record is not None))
             return
         key = job.keys(body)
-        stored = look_up(key)
+        try:
+            stored = look_up(key)
+        except CacheError as error:
+            job.cache.fail(error)
+            stored = None
         answer = self._replay(stored) if stored else None
         if job.is_dry:
             self.asked_bytes += 0 if answer else len(body)

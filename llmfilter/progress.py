@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from llmfilter.output import write_all
+from llmfilter.output import Write
 from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from llmfilter.pipeline import Pipeline
 
-STDERR = 2
 START_S = 0.5  # a short run needs no bar, and need not load what draws it
 SAMPLE_S = 1.0
 REFRESHES_PER_S = 4
@@ -21,9 +20,13 @@ _BAR_COLUMNS = 20
 
 
 class Progress:
-    """Watches a pipeline. total_bytes: of the input, if it is a file; with_bar: show a bar on stderr."""
+    """Watches a pipeline.
 
-    def __init__(self, pipeline: "Pipeline", total_bytes: int | None, with_bar: bool) -> None:
+    total_bytes: of the input, if it is a file; write: to stderr; with_bar: show a bar there.
+    """
+
+    def __init__(self, pipeline: "Pipeline", total_bytes: int | None, write: Write, with_bar: bool) -> None:
+        self._write = write
         self._pipeline = pipeline
         self._total_bytes = total_bytes
         self._with_bar = with_bar
@@ -37,7 +40,7 @@ class Progress:
         if self._bar:
             self._bar.print_above(lines)
         else:
-            write_all(STDERR, lines)
+            self._write(lines)
 
     def close(self) -> None:
         """Takes the bar away."""

@@ -1,0 +1,176 @@
+"""The cache folder: what it may be, what it may not, and what happens to it under stress."""
+
+import os
+import stat
+import sys
+
+import lmdb
+import pytest
+from program import ASK, Program, Programs, rows
+from server import Server
+
+ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
+
+
+def ask_3(program: Programs, *args: str, shell: str = 'exec "$@"') -> Program:
+    run = program.run(*ASK, "-k", *args, input=rows(range(3)), shell=shell)
+    assert (run.status, run.rows, run.stderr) == (0, ANSWERS, b"")
+    return run
+
+
+def is_refused(run: Program, server: Server, *words: str) -> bool:
+    """Whether it ended before the first request with one plain line that holds these words."""
+    assert run.status == 2
+    assert len(run.said) == 1
+    assert run.said[0].startswith("llmfilter: ")
+    assert not run.stdout
+    assert not server.requests
+    return all(word in run.said[0] for word in words)
+
+
+# Where it is.
+
+
+def test_nobody_else_may_look_into_it(program: Programs) -> None:
+    ask_3(program, shell='umask 0; exec "$@"')
+    assert stat.S_IMODE(program.cache.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in program.cache.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "folder"),
+    [
+        (["--cache", "given/deep"], {}, "given/deep"),
+        ([], {"LLMFILTER_CACHE": None, "XDG_CACHE_HOME": "{home}/xdg"}, "xdg/llmfilter"),
+        ([], {"LLMFILTER_CACHE": None, "XDG_CACHE_HOME": "relative"}, ".cache/llmfilter"),
+        (["--no-cache"], {}, None),
+    ],
+)
+def test_its_folder_is_the_one_named_else_the_usual_one(
+    program: Programs, args: list[str], env: dict[str, str | None], folder: str | None
+) -> None:
+    home = program.folder
+    env = {name: value and value.format(home=home) for name, value in env.items()}
+    assert program.run(*ASK, *args, input=rows([1]), env=env).status == 0
+    assert [file.parent for file in home.rglob("data.mdb")] == ([home / folder] if folder else [])
+
+
+def test_a_network_file_system_is_refused(program: Programs, server: Server) -> None:
+    device = os.stat(program.folder).st_dev
+    mount = f"36 35 {os.major(device)}:{os.minor(device)} / / rw,noatime master:1 - nfs4 host:/export rw"
+    program.write("mounts", mount + "\n")
+    program.write(
+        "launch.py",
+        "import sys, llmfilter.cache, llmfilter.cli\nllmfilter.cache.MOUNTS = 'mounts'\nsys.exit(llmfilter.cli.main())",
+    )
+    run = program.run(*ASK, input=rows([1]), command=[sys.executable, "launch.py"])
+    assert is_refused(run, server, "nfs4", "--cache /local/dir")
+
+
+# What it may not be.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"#!/bin/sh\n" * 5000, b"short", b"\0" * 8192, b"PK\x03\x04" + bytes(100_000)],
+    ids=["a script", "a few bytes", "zeros", "an archive"],
+)
+def test_a_foreign_file_in_its_place_is_refused_and_left_alone(
+    program: Programs, server: Server, content: bytes
+) -> None:
+    program.cache.mkdir()
+    data = program.cache / "data.mdb"
+    data.write_bytes(content)
+    run = program.run(*ASK, input=rows([1]))
+    assert is_refused(run, server, str(program.cache), "move the folder away", "--cache")
+    assert data.read_bytes() == content
+
+
+def test_a_truncated_file_is_refused(program: Programs, server: Server) -> None:
+    ask_3(program)
+    server.requests.clear()
+    data = program.cache / "data.mdb"
+    os.truncate(data, data.stat().st_size - 4096)
+    run = program.run(*ASK, input=rows([1]))
+    assert is_refused(run, server, str(program.cache), "move the folder away", "--cache")
+
+
+@pytest.mark.parametrize("spoilt", [b"\xff", b"\0"], ids=["ones", "zeros"])
+def test_a_file_with_overwritten_pages_is_refused_or_gone_on_without(
+    program: Programs, server: Server, spoilt: bytes
+) -> None:
+    ask_3(program)
+    data = program.cache / "data.mdb"
+    content = data.read_bytes()
+    data.write_bytes(content[:8192] + spoilt * (len(content) - 8192))
+    run = program.run(*ASK, "-k", input=rows(range(3)))
+    assert run.status in (0, 2)
+    assert len(run.said) == 1
+    assert str(program.cache) in run.said[0]
+    assert "--cache" in run.said[0]
+
+
+@pytest.mark.parametrize("folder", ["id.md", "/proc/no/such", "/dev/null/x"])
+def test_a_folder_that_cannot_be_made_is_refused(program: Programs, server: Server, folder: str) -> None:
+    assert is_refused(program.run(*ASK, "--cache", folder, input=rows([1])), server, folder, "--no-cache")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused(program: Programs, server: Server) -> None:
+    program.cache.mkdir(mode=0o500)
+    assert is_refused(program.run(*ASK, input=rows([1])), server, str(program.cache), "--no-cache")
+
+
+# Stress.
+
+
+def test_when_it_can_no_longer_be_written_the_run_says_so_once_and_goes_on(program: Programs, server: Server) -> None:
+    count, blocks = 1000, 300  # blocks of 512 bytes, in some shells 1024, that a file may have
+    run = program.run(*ASK, "-j", "4", input=rows(range(count)), shell=f'ulimit -f {blocks}; exec "$@"')
+    assert run.status == 0
+    assert len(run.rows) == count
+    assert len(run.said) == 1
+    assert str(program.cache) in run.said[0]
+    assert "goes on without" in run.said[0]
+    assert program.run(*ASK, input=rows(range(count))).status == 0
+    assert count < len(server.requests) < 2 * count  # what was committed before is still there
+
+
+def test_a_limited_address_space_is_enough(program: Programs, server: Server) -> None:
+    for shell in ('ulimit -v 4000000; exec "$@"', 'exec "$@"', 'ulimit -v 4000000; exec "$@"'):
+        ask_3(program, shell=shell)
+    assert len(server.requests) == 3
+
+
+def test_eight_processes_share_it_though_two_are_killed(program: Programs, server: Server) -> None:
+    count, jobs = 120, 4
+    server.hold(lambda request: int(request.prompt) >= 60)
+    data = program.write("data.jsonl", rows(range(count)))
+    runs = [program.start(*ASK, "-k", "-j", str(jobs), shell=f'exec "$@" < {data}') for _ in range(8)]
+    for run in runs[:2]:
+        run.read_lines(40)
+        run.kill()
+    server.release()
+    for run in runs[2:]:
+        run.finish()
+        assert (run.status, run.stderr) == (0, b"")
+        assert [row["id"] for row in run.rows] == list(range(count))
+    before = len(server.requests)
+    assert program.run(*ASK, shell=f'exec "$@" < {data}').status == 0
+    assert len(server.requests) == before
+
+
+def test_a_stored_answer_that_this_version_cannot_read_is_asked_again(program: Programs, server: Server) -> None:
+    ask_3(program)
+    with lmdb.open(str(program.cache)) as env, env.begin(write=True) as transaction:
+        (first, _), (second, answer), (third, _) = list(transaction.cursor())
+        transaction.put(first, b"")
+        transaction.put(second, b"\xff" + answer[1:])
+        transaction.put(third, answer[:10])
+    ask_3(program)
+    assert len(server.requests) == 6
+
+
+def test_a_dry_run_leaves_no_new_folder_behind(program: Programs) -> None:
+    assert program.run(*ASK, "-n", input=rows([1])).status == 0
+    assert not program.cache.exists()

@@ -1,0 +1,287 @@
+"""stdin, stdout and stderr of every kind, in every state that a shell can hand them over in."""
+
+import itertools
+import os
+import pty
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from program import ASK, Programs, rows
+from server import PATIENCE_S, Request, Response, Server, completion
+
+from llmfilter.errors import RowError
+from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, parse_record, split_lines
+
+ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
+
+
+# Lines.
+
+
+pieces = st.lists(st.sampled_from([b"\n", b"\n\n", b"\r\n", b"a", b"bc", b" ", b"\x00"]) | st.binary()).map(b"".join)
+
+
+@given(pieces, st.lists(st.integers(0, 20)))
+def test_lines_do_not_depend_on_how_the_bytes_arrive(data: bytes, sizes: list[int]) -> None:
+    ends = [0, *itertools.accumulate(sizes), len(data)]
+    blocks = list(split_lines(data[start:end] for start, end in itertools.pairwise(ends)))
+    lines = data.split(b"\n")
+    assert [line for block in blocks for line in block] == (lines if lines[-1] else lines[:-1])
+    assert all(blocks)
+
+
+@pytest.mark.parametrize("size", [1 << 10, 1 << 20, LINE_BYTES_MAX])
+def test_of_an_overlong_line_only_the_beginning_is_kept(size: int) -> None:
+    data = b"a\nb" + b"c" * LINE_BYTES_MAX + b"\nd"
+    lines = [line for block in split_lines(data[at : at + size] for at in range(0, len(data), size)) for line in block]
+    assert lines == [b"a", b"b" + b"c" * (SHOWN_BYTES - 1), b"d"]
+    assert isinstance(lines[1], Overlong)
+
+
+@pytest.mark.parametrize("beginning", [b'{"id":7}', b"   ", b'{"id":"x'])
+def test_of_an_overlong_line_nothing_is_asked_whatever_its_beginning(beginning: bytes) -> None:
+    with pytest.raises(RowError, match="64 MiB"):
+        parse_record(Overlong(beginning))
+
+
+def test_an_overlong_line_is_one_error_line_whatever_its_beginning(program: Programs) -> None:
+    data = b" " * 2000 + b'{"id":"' + b"x" * LINE_BYTES_MAX + b'"}\n'
+    run = program.run(*ASK, input=data + rows(range(1)))
+    assert [error["line"] for error in run.errors] == [1]
+    assert "64 MiB" in run.errors[0]["message"]
+    assert len(run.errors[0]["input"]) <= SHOWN_BYTES
+    assert run.rows == ANSWERS[:1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + rows(range(3)).replace(b"\n", b"\r\n").removesuffix(b"\r\n"),
+        b"\n \n\t\r\n" + rows(range(3)).replace(b"\n", b"  \n\n") + b"  ",
+    ],
+    ids=["BOM, CRLF, no final newline", "empty lines, white space"],
+)
+def test_lines_may_be_written_in_other_ways(program: Programs, data: bytes) -> None:
+    run = program.run(*ASK, "-k", input=data)
+    assert (run.status, run.rows, run.stderr) == (0, ANSWERS, b"")
+
+
+def test_empty_lines_count_in_line_numbers(program: Programs) -> None:
+    run = program.run(*ASK, input=b"\n\r\n7\n\n\n8")
+    assert [error["line"] for error in run.errors] == [3, 6]
+
+
+def test_a_mark_at_the_beginning_of_another_line_is_that_row_s_fault(program: Programs) -> None:
+    run = program.run(*ASK, input=rows(range(1)) + b"\xef\xbb\xbf" + rows(range(1)))
+    assert run.rows == ANSWERS[:1]
+    assert [(error["line"], error["error"]) for error in run.errors] == [(2, "input")]
+
+
+# What stdin may be.
+
+
+def test_stdin_may_be_a_file(program: Programs) -> None:
+    program.write("data.jsonl", rows(range(3)))
+    run = program.run(*ASK, "-k", shell='exec "$@" < data.jsonl')
+    assert (run.status, run.rows) == (0, ANSWERS)
+
+
+@pytest.mark.parametrize("source", ["/dev/null", "empty"])
+def test_no_input_is_no_failure(program: Programs, server: Server, source: str) -> None:
+    program.write("empty", "")
+    run = program.run(*ASK, shell=f'exec "$@" < {source}')
+    assert (run.status, run.stdout, run.stderr) == (0, b"", b"")
+    assert not server.requests
+
+
+def test_stdin_and_stdout_may_be_one_socket(program: Programs) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        run = program.start(*ASK, "-k", stdin=theirs.fileno(), stdout=theirs.fileno())
+        theirs.close()
+        ours.settimeout(PATIENCE_S)
+        ours.sendall(rows(range(3)))
+        ours.shutdown(socket.SHUT_WR)
+        run.finish()
+        assert ours.makefile("rb").read().count(b"\n") == 3
+    assert run.status == 0
+
+
+def test_stdin_may_be_a_terminal(program: Programs) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        run = program.start(*ASK, "-k", stdin=theirs)
+        os.write(ours, rows(range(2)))
+        run.read_lines(2)  # each row is answered as soon as it is typed
+        os.write(ours, rows([2]) + b"\x04")  # Ctrl-D
+        run.finish()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (run.status, run.rows) == (0, ANSWERS)
+    assert run.said == ["llmfilter: reading records from the terminal, one a line; Ctrl-D ends them"]
+
+
+def test_each_row_is_answered_as_soon_as_it_comes(program: Programs) -> None:
+    run = program.start(*ASK)
+    for count in range(1, 4):  # as `tail -f` writes them
+        run.write(rows([count - 1])).read_lines(count)
+    assert run.finish().rows == ANSWERS
+
+
+def test_stdin_and_stdout_may_be_non_blocking(program: Programs, server: Server) -> None:
+    (stdin, our_stdin), (our_stdout, stdout) = os.pipe(), os.pipe()
+    os.set_blocking(stdin, False)
+    os.set_blocking(stdout, False)
+    count = 5000  # fits into a pipe as records, but not as answers
+    run = program.start(*ASK, stdin=stdin, stdout=stdout)
+    os.close(stdout)
+    run.wait_asleep(server.thread_id)  # there is nothing to read yet
+    with open(our_stdin, "wb", buffering=0) as pipe:
+        pipe.write(rows([1] * count))
+    server.wait_for(1)
+    run.wait_asleep(server.thread_id)  # the pipe behind it is full
+    with open(our_stdout, "rb") as out:
+        assert out.read() == b'{"id":1,"echo":"1"}\n' * count
+    run.finish()
+    assert (run.status, run.stderr) == (0, b"")
+    assert not os.get_blocking(stdin)  # it is shared: nobody may change it
+    os.close(stdin)
+
+
+# Closed descriptors, and those that can't be used.
+
+
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        ('exec "$@" <&-', "stdin is closed: give records, like < data.jsonl"),
+        ('exec "$@" >&-', "stdout is closed: give it somewhere to go, like > out.jsonl"),
+        ('exec "$@" <&- >&-', "stdin is closed: give records, like < data.jsonl"),
+        (
+            'exec "$@" < data.jsonl >> data.jsonl',
+            "stdin and stdout are the same file, which would be lost: write to another one",
+        ),
+        (
+            'exec "$@" 0<> data.jsonl 1>&0',
+            "stdin and stdout are the same file, which would be lost: write to another one",
+        ),
+    ],
+)
+def test_streams_that_make_no_sense_are_refused(program: Programs, server: Server, shell: str, said: str) -> None:
+    program.write("data.jsonl", rows(range(3)))
+    run = program.run(*ASK, shell=shell)
+    assert (run.status, run.said, run.stdout) == (2, [f"llmfilter: {said}"], b"")
+    assert not server.requests
+    assert (program.folder / "data.jsonl").read_bytes() == rows(range(3))
+    assert not program.cache.exists()
+
+
+def test_without_stderr_it_works_and_nothing_else_takes_its_place(program: Programs, server: Server) -> None:
+    for _ in range(2):
+        run = program.run(*ASK, "-k", input=b"no record\n" + rows(range(3)), shell='exec "$@" 2>&-')
+        assert (run.status, run.rows) == (1, ANSWERS)
+    assert len(server.requests) == 3  # an error line would have spoilt the cache
+
+
+def test_all_closed_it_ends_with_status_2(program: Programs) -> None:
+    run = program.run(*ASK, shell='exec "$@" <&- >&- 2>&-')
+    assert run.status == 2
+
+
+def test_a_stdin_that_cannot_be_read_ends_the_run(program: Programs) -> None:
+    run = program.run(*ASK, shell='exec "$@" 0> written')
+    assert run.status == 3
+    assert run.said == [
+        "llmfilter: stdin can't be read: Bad file descriptor; stopped at line 1, 0 rows are done: "
+        "the same command on the same input goes on from there"
+    ]
+
+
+def test_a_full_disk_under_stdout_ends_the_run(program: Programs) -> None:
+    run = program.run(*ASK, input=rows(range(3)), shell='exec "$@" > /dev/full')
+    assert run.status == 3
+    assert len(run.said) == 1
+    assert "can't be written: No space left on device; stopped at line 1" in run.said[0]
+
+
+def test_a_full_disk_under_stderr_ends_the_run(program: Programs) -> None:
+    run = program.run(*ASK, "-k", input=rows(range(3)) + b"no record\n", shell='exec "$@" 2> /dev/full')
+    assert run.status == 3
+
+
+def test_a_reader_that_has_enough_ends_the_run_quietly(program: Programs, server: Server) -> None:
+    server.hold()
+    run = program.start(*ASK, "-j", "3")
+    run.write(rows(range(3)))
+    first = server.wait_for(3)[0]
+    run.close_stdout()
+    server.release(first)
+    server.wait_answered(1)
+    run.wait_asleep(server.thread_id)
+    run.fill(rows(range(3, 10)), server.thread_id)
+    assert len(server.requests) == 3  # nothing more is sent …
+    server.release()
+    run.finish()
+    assert (run.status, run.stderr) == (141, b"")
+    again = program.run(*ASK, "-k", input=rows(range(3)))
+    assert again.rows == ANSWERS
+    assert len(server.requests) == 3  # … and what came back is in the cache
+
+
+def test_head_ends_the_run_with_status_141(program: Programs) -> None:
+    run = program.run(*ASK, input=rows(range(300)), shell='{ "$@"; echo $? >&2; } | head -1')
+    assert len(run.rows) == 1
+    assert run.stderr == b"141\n"
+
+
+# Order.
+
+
+def test_rows_go_out_as_they_are_answered(program: Programs, server: Server) -> None:
+    server.hold()
+    run = program.start(*ASK, "-j", "8")
+    run.write(rows(range(8)))
+    for count, request in enumerate(sorted(server.wait_for(8), key=hash), start=1):
+        server.release(request)
+        run.read_lines(count)
+        assert run.rows[-1]["echo"] == request.prompt
+    assert run.finish().status == 0
+
+
+def test_with_k_rows_go_out_in_input_order(program: Programs, server: Server) -> None:
+    def answer(request: Request) -> Response:
+        return completion("no JSON" if request.prompt == "5" else {"label": request.prompt})
+
+    server.answer = answer
+    server.hold()
+    run = program.start(*ASK, "-k", "-j", "8", "--reask", "0")
+    run.write(b"\n" + rows(range(4)) + b"\nno record\n" + rows(range(4, 8)))
+    for count, request in enumerate(sorted(server.wait_for(8), key=hash), start=1):
+        server.release(request)
+        server.wait_answered(count)
+    run.read_lines(7)  # though there may be more input
+    run.finish()
+    assert [row["id"] for row in run.rows] == [0, 1, 2, 3, 4, 6, 7]
+    assert [error["line"] for error in run.errors] == [7, 9]
+
+
+def test_with_k_a_full_window_behind_rows_that_share_an_answer_comes_out(program: Programs, server: Server) -> None:
+    server.hold(lambda request: request.prompt == "same")
+    run = program.start(*ASK, "-k", "-j", "4")
+    behind = b"".join(b'{"id":%d,"pad":"%b"}\n' % (each, b"p" * 100_000) for each in range(40))
+    run.fill(rows(["same"] * 3) + behind, server.thread_id)
+    server.release()
+    run.finish(run.rest)
+    assert [row["id"] for row in run.rows] == ["same"] * 3 + list(range(40))
+
+
+def test_error_lines_and_answers_in_one_pipe_stay_whole(program: Programs, server: Server) -> None:
+    program.run(*ASK, input=rows([1]))
+    run = program.start(*ASK, shell='exec "$@" 2>&1')
+    run.fill((b'{"name":"%b"}\n' % (b"n" * 999) + rows([1])) * 2000, server.thread_id)  # until the pipe is full
+    run.finish(run.rest)
+    assert {line[:8] for line in run.lines} == {b'{"line":', b'{"id":1,'}
+    assert len(run.lines) == 4000

@@ -1,0 +1,430 @@
+"""What a user sees on a terminal: the bar, error lines above it, the summary; and what a file gets instead."""
+
+import json
+import os
+import pty
+import re
+import signal
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Self
+
+import pytest
+from program import ASK, Program, Programs, rows
+from server import PATIENCE_S, Server, echo, error
+
+ROWS_HIGH = 24
+# What a program may write to move about and to paint: ECMA-48's control sequences.
+CONTROL = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-9][0-9;]*m")
+ON_TERMINAL = 'exec "$@" 2>"$TERMINAL"'
+BAR = "in flight"
+
+
+class Terminal:
+    """A terminal of some width: `raw` is all that was written to it, `screen` what a user sees in the end."""
+
+    def __init__(self, columns: int = 80) -> None:
+        self._ours, self._theirs = pty.openpty()
+        self.path = os.ttyname(self._theirs)
+        self.raw = ""
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read)
+        self.resize(columns)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._theirs)  # the last one that has it open: reading ends
+        self._thread.join()
+        os.close(self._ours)
+
+    def resize(self, columns: int) -> None:
+        termios.tcsetwinsize(self._theirs, (ROWS_HIGH, columns))
+        self.columns = columns
+
+    def stop(self) -> None:
+        """As Ctrl-S does: what writes to it waits."""
+        termios.tcflow(self._theirs, termios.TCOOFF)
+
+    def go_on(self) -> None:
+        """As Ctrl-Q does."""
+        termios.tcflow(self._theirs, termios.TCOON)
+
+    def wait(self, words: str) -> Self:
+        """Returns once the words are on the screen."""
+        return self.wait_until(lambda screen: any(words in line for line in screen))
+
+    def wait_until(self, is_reached: Callable[[list[str]], bool]) -> Self:
+        """Returns once the screen is so."""
+        with self._changed:
+            reached = self._changed.wait_for(lambda: is_reached(self.screen), PATIENCE_S)
+        assert reached, f"waited {PATIENCE_S:g} s; on the screen are {self.screen}"
+        return self
+
+    @property
+    def screen(self) -> list[str]:
+        """The lines that are to be seen; one that is wider than the terminal counts as one."""
+        return ["".join(line) for line in self._draw() if "".join(line).strip()]
+
+    @property
+    def frames(self) -> list[str]:
+        """Everything that was ever drawn on one line, in order."""
+        return [text for text in re.split(r"[\r\n]+", CONTROL.sub("", self.raw)) if text.strip()]
+
+    def _read(self) -> None:
+        data = b""
+        while True:
+            try:
+                data += os.read(self._ours, 1 << 16)
+            except OSError:  # nobody has it open any more
+                return
+            with self._changed:
+                self.raw = data.decode(errors="replace")
+                self._changed.notify_all()
+
+    def _draw(self) -> list[list[str]]:
+        """The lines of the screen, which never scrolls here."""
+        lines: list[list[str]] = [[]]
+        row = column = 0
+        place = 0
+        while place < len(self.raw):
+            control = CONTROL.match(self.raw, place)
+            if control:
+                place = control.end()
+                count = int(control[1]) if control[1].isdigit() else 1
+                if control[2] == "A":
+                    row -= count
+                elif control[2] == "K":
+                    lines[row] = []
+                else:
+                    assert control[2] in "mhl", f"{control[0]!r} is not known here"
+                continue
+            character = self.raw[place]
+            place += 1
+            if character == "\r":
+                column = 0
+            elif character == "\n":
+                row += 1
+                lines += [[] for _ in range(row + 1 - len(lines))]
+            else:
+                assert character.isprintable(), f"{character!r} on the screen"
+                lines[row] += [" "] * (column + 1 - len(lines[row]))
+                lines[row][column] = character
+                column += 1
+        return lines
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[[int], Terminal]]:
+    """Opens terminals of the width that is asked for."""
+    with ExitStack() as stack:
+        yield lambda columns=80: stack.enter_context(Terminal(columns))
+
+
+@pytest.fixture
+def program(open_terminal: Callable[[], Terminal], program: Programs) -> Programs:
+    """The programs end before the terminals do."""
+    return program
+
+
+@pytest.fixture
+def terminal(open_terminal: Callable[[], Terminal]) -> Terminal:
+    """A terminal of 80 columns."""
+    return open_terminal()
+
+
+def start(program: Programs, terminal: Terminal, *args: str, shell: str = ON_TERMINAL, **environ: str) -> Program:
+    """Starts the program with its stderr on the terminal; stdin and stdout are pipes."""
+    environ = {"TERM": "xterm-256color", "TERMINAL": terminal.path, **environ}
+    return program.start(*ASK, *args, shell=shell, env=environ)
+
+
+def outlast_the_start(program: Programs, open_terminal: Callable[[], Terminal], server: Server) -> None:
+    """Returns when a program that shows a bar has shown it, and so any started before would have."""
+    terminal = open_terminal()
+    witness = start(program, terminal, "--no-cache")
+    witness.write(rows(["witness"]))
+    terminal.wait(BAR)
+    witness.kill()
+
+
+# The bar
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_bar_shows_how_far_the_run_is_on_one_line_of_the_terminal(
+    program: Programs, server: Server, open_terminal: Callable[[int], Terminal], columns: int
+) -> None:
+    terminal = open_terminal(columns)
+    server.hold(lambda request: int(request.prompt) >= 25)
+    program.write("data.jsonl", rows(range(100)))
+    run = start(program, terminal, "-j", "4", shell=f"{ON_TERMINAL} < data.jsonl")
+    run.read_lines(25)
+    terminal.wait("25 rows")
+    assert len(terminal.screen) == 1
+    bar = terminal.screen[0]
+    assert len(bar) < columns
+    for words in ("25%", " left", "rows/s", "4 in flight"):
+        assert words in bar
+    assert ("tokens" in bar) is (columns == 120), "what is less important gives way"
+    server.release()
+    run.finish()
+    assert BAR not in "".join(terminal.screen)
+
+
+def test_without_a_file_the_bar_counts(program: Programs, server: Server, terminal: Terminal) -> None:
+    server.hold(lambda request: request.prompt != "0")
+    run = start(program, terminal)
+    run.write(rows(range(3)), lambda: len(run.lines) == 1)
+    terminal.wait("1 rows")
+    assert re.fullmatch(r"1 rows · [\d.]+ rows/s · 2 in flight · 10 tokens", terminal.screen[0].strip())
+
+
+def test_the_bar_says_that_the_rate_limit_makes_it_wait(program: Programs, server: Server, terminal: Terminal) -> None:
+    server.answer = lambda request: error(429, "slow down", {"Retry-After": "500"})
+    start(program, terminal).write(rows(range(3)))
+    terminal.wait("waiting for the rate limit")
+
+
+def test_the_bar_counts_what_failed_and_what_the_cache_gave(
+    program: Programs, server: Server, open_terminal: Callable[[int], Terminal]
+) -> None:
+    program.run(*ASK, input=rows(range(5)))
+    server.hold(lambda request: request.prompt == "9")
+    terminal = open_terminal(120)
+    start(program, terminal).write(rows(range(5)) + b"no record\n" + rows([9]))
+    terminal.wait("6 rows")
+    assert "1 failed" in terminal.screen[-1]
+    assert "5 from cache" in terminal.screen[-1]
+
+
+def test_error_lines_stand_whole_above_the_bar(program: Programs, server: Server, terminal: Terminal) -> None:
+    records = [{"id": each, "text": "[bold]no :smile: markup[/] " + "long " * 40} for each in range(3)]
+    server.answer = lambda request: error(400, "[red]no[/red]") if request.prompt != "9" else echo(request)
+    server.hold()
+    run = start(program, terminal)
+    run.write(b"".join(json.dumps(record).encode() + b"\n" for record in records) + rows([9, 10]))
+    terminal.wait(BAR)
+    server.release(*[request for request in server.wait_for(5) if request.prompt != "10"])
+    terminal.wait("4 rows")
+    *errors, bar = terminal.screen
+    assert BAR in bar
+    assert sorted(json.loads(line)["input"]["id"] for line in errors) == [0, 1, 2]
+    assert all(json.loads(line)["input"] in records for line in errors)
+    server.release()
+    run.finish()
+    assert terminal.wait("tokens billed").screen[:3] == errors, "the bar has gone, the errors are still there"
+
+
+def test_the_bar_follows_the_terminals_width(
+    program: Programs, server: Server, open_terminal: Callable[[int], Terminal]
+) -> None:
+    terminal = open_terminal(120)
+    server.hold()
+    run = start(program, terminal, "-j", "4")
+    run.write(rows(range(4)))
+    terminal.wait("tokens")
+    terminal.resize(30)
+    server.release(server.wait_for(4)[0])
+    run.read_lines(1)
+    terminal.wait_until(lambda screen: terminal.frames[-1].startswith("1 rows"))
+    assert len(terminal.frames[-1]) < 30
+
+
+def test_a_stopped_terminal_stops_no_request(
+    program: Programs, server: Server, terminal: Terminal, open_terminal: Callable[[], Terminal]
+) -> None:
+    terminal.stop()
+    server.hold(lambda request: request.prompt != "witness")
+    run = start(program, terminal)
+    run.write(rows([1]))
+    server.wait_for(1)
+    server.hold(lambda request: request.prompt == "witness")
+    outlast_the_start(program, open_terminal, server)
+    server.release(server.requests[0])
+    run.write(rows([2, 3]), lambda: len(run.lines) == 3)
+    terminal.go_on()
+    run.finish()
+    assert run.status == 0
+
+
+# No bar
+
+
+@pytest.mark.parametrize(
+    ("args", "shell", "environ"),
+    [
+        ([], 'exec "$@"', {"FORCE_COLOR": "1"}),
+        ([], ON_TERMINAL, {"TERM": "dumb"}),
+        (["-q"], ON_TERMINAL, {}),
+        ([], 'exec "$@" 2>"$TERMINAL" >"$TERMINAL"', {}),
+        (["-n"], ON_TERMINAL, {}),
+    ],
+    ids=["stderr is a pipe", "TERM=dumb", "-q", "stdout is the terminal too", "-n"],
+)
+def test_no_bar_and_no_control_code(
+    program: Programs,
+    server: Server,
+    terminal: Terminal,
+    open_terminal: Callable[[], Terminal],
+    args: list[str],
+    shell: str,
+    environ: dict[str, str],
+) -> None:
+    run = start(program, terminal, *args, shell=shell, **environ)
+    run.write(rows([1]) + b'{"no":"id"}\n')
+    run.write(b"", lambda: bool(run.errors)) if "TERMINAL" not in shell else terminal.wait('"template"')
+    server.hold()
+    outlast_the_start(program, open_terminal, server)
+    server.release()
+    run.finish()
+    shown = terminal.raw + run.stderr.decode()
+    assert "\x1b" not in shown
+    assert BAR not in shown
+
+
+def test_no_color_means_no_colour(
+    program: Programs, server: Server, open_terminal: Callable[[], Terminal]
+) -> None:
+    server.hold()
+    program.write("data.jsonl", rows(range(3)))
+    plain, painted = open_terminal(), open_terminal()
+    start(program, plain, shell=f"{ON_TERMINAL} < data.jsonl", NO_COLOR="1")
+    start(program, painted, shell=f"{ON_TERMINAL} < data.jsonl")
+    assert not COLOUR.search(plain.wait(BAR).raw)
+    assert COLOUR.search(painted.wait(BAR).raw)
+
+
+# The end
+
+
+def test_the_end_is_a_summary_of_two_lines(program: Programs, server: Server, terminal: Terminal) -> None:
+    program.run(*ASK, input=rows([1, 2]))
+    run = start(program, terminal, shell='exec "$@" 2>"$TERMINAL"').finish(rows([1, 2, 3]) + b"no record\n{}\n")
+    assert run.status == 1
+    terminal.wait("tokens billed")
+    *errors, first, second = terminal.screen
+    assert [json.loads(line)["error"] for line in errors] == ["input", "template"]
+    assert first == (
+        "llmfilter: 5 rows: 3 answered (2 from the cache), 2 failed (1 input, 1 template)"
+    )
+    assert re.fullmatch(
+        r"llmfilter: 10 tokens billed \(7 in, 3 out\), 20 saved by the cache; \d+:\d\d", second
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "shell"),
+    [(["-q"], ON_TERMINAL), ([], 'exec "$@"')],
+    ids=["-q", "stderr is a pipe"],
+)
+def test_no_summary(program: Programs, terminal: Terminal, args: list[str], shell: str) -> None:
+    run = start(program, terminal, *args, shell=shell).finish(rows([1]))
+    assert (run.status, run.stderr, terminal.raw) == (0, b"", "")
+
+
+def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(program: Programs, server: Server, terminal: Terminal) -> None:
+    server.hold()
+    run = start(program, terminal)
+    run.write(rows(range(2)))
+    terminal.wait(BAR)
+    run.signal(signal.SIGINT)
+    terminal.wait("finishing 2 requests")
+    run.signal(signal.SIGINT)
+    run.finish()
+    assert run.status == 130
+    terminal.wait("stopped at line 1")
+    assert BAR not in "".join(terminal.screen)
+    assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l"), "the cursor is there again"
+
+
+# Asked from outside
+
+
+def test_sigusr1_says_in_one_line_how_far_it_is(program: Programs, server: Server) -> None:
+    server.hold(lambda request: request.prompt != "0")
+    run = program.start(*ASK, "-j", "2")
+    run.write(rows(range(5)), lambda: len(run.lines) == 1)
+    server.wait_for(3)
+    run.signal(signal.SIGUSR1)
+    run.read_said()
+    assert re.fullmatch(rb"llmfilter: 1 rows, [\d.]+ rows/s, 2 in flight, 10 tokens\n", run.stderr)
+    server.release()
+    run.finish()
+    assert (run.status, len(run.rows), len(run.said)) == (0, 5, 1)
+
+
+def test_sigusr1_stands_above_the_bar(program: Programs, server: Server, terminal: Terminal) -> None:
+    server.hold()
+    run = start(program, terminal)
+    run.write(rows([1]))
+    terminal.wait(BAR)
+    run.signal(signal.SIGUSR1)
+    terminal.wait("llmfilter: 0 rows, ")
+    assert len(terminal.screen) == 2
+    assert " · " in terminal.screen[1]
+
+
+# --stats
+
+
+def read_stats(program: Programs) -> Any:
+    stats = json.loads((program.folder / "stats.json").read_text())
+    assert stats["rows"] == stats["answered"] + stats["failed"] + stats["unfinished"]
+    assert stats["failed"] == sum(stats["by_kind"].values())
+    return stats
+
+
+@pytest.mark.parametrize("signals", [1, 2], ids=["one SIGINT", "two SIGINTs"])
+def test_stats_are_complete_after_a_signal(program: Programs, server: Server, signals: int) -> None:
+    server.hold(lambda request: request.prompt != "0")
+    run = program.start(*ASK, "-j", "2", "--stats", "stats.json")
+    run.write(rows(range(5)), lambda: len(run.lines) == 1)
+    server.wait_for(3)
+    run.signal(signal.SIGINT)
+    run.read_said()
+    if signals == 2:
+        run.signal(signal.SIGINT)
+    else:
+        server.release()
+    run.finish()
+    stats = read_stats(program)
+    answered = 1 if signals == 2 else 3
+    assert (stats["answered"], stats["requests"], stats["failed"]) == (answered, 3, 0)
+    assert stats["tokens"]["billed"] == {"prompt": 7 * answered, "completion": 3 * answered}
+
+
+def test_stats_are_complete_when_the_server_refuses_the_run(program: Programs, server: Server) -> None:
+    server.answer = lambda request: error(401, "who are you?")
+    assert program.run(*ASK, "--stats", "stats.json", input=rows(range(5)) + b"{}\n").status == 3
+    assert read_stats(program)["answered"] == 0
+
+
+def test_stats_are_complete_when_stdout_is_closed(program: Programs, server: Server) -> None:
+    run = program.start(*ASK, "--stats", "stats.json")
+    run.write(rows([1]), lambda: len(run.lines) == 1)
+    run.close_stdout()
+    run.finish(rows([2]))
+    assert run.status == 141
+    assert read_stats(program)["requests"] == 2
+
+
+# -n
+
+
+def test_n_says_before_paying_what_there_is_to_pay(program: Programs, server: Server) -> None:
+    program.run(*ASK, input=rows([1, 2]))
+    run = program.run(*ASK, "-n", input=rows(range(5)) + b"no record\n")
+    bodies = [json.loads(line) for line in run.lines]
+    assert [body["messages"][0]["content"] for body in bodies] == ["0", "1", "2", "3", "4"]
+    size = sum(len(line) for line, body in zip(run.lines, bodies, strict=True) if body["messages"][0]["content"] in "034")
+    assert run.said == [
+        "llmfilter: 6 rows: 3 to be asked, 2 in the cache, 1 failed",
+        f"llmfilter: {size} bytes of requests to be sent, about {size // 4} tokens",
+    ]
+    assert len(server.requests) == 2

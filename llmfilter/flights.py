@@ -196,7 +196,8 @@ class Flights:
         self._output.answer(row.number, splice(row.raw, row.record, *outcome))
 
     def _give_up(self, flight: Flight) -> None:
-        self._given_up = self.first_unfinished  # which may be one of these rows
+        lines = [row.number for row in flight.rows]
+        self._given_up = min(lines if self._given_up is None else [*lines, self._given_up])
         self._end(flight)
 
     def _end(self, flight: Flight) -> None:

@@ -69,7 +69,7 @@ class Pipeline:
         try:
             async for block in self.rows:
                 lines = iter(block)
-                while not self._take(lines) and not self.stopped:
+                while not self.stopped and not self._take(lines):
                     await self._until(lambda: self._has_room() or self.stopped is not None)
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))

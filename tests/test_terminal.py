@@ -288,9 +288,7 @@ def test_no_bar_and_no_control_code(
     assert BAR not in shown
 
 
-def test_no_color_means_no_colour(
-    program: Programs, server: Server, open_terminal: Callable[[], Terminal]
-) -> None:
+def test_no_color_means_no_colour(program: Programs, server: Server, open_terminal: Callable[[], Terminal]) -> None:
     server.hold()
     program.write("data.jsonl", rows(range(3)))
     plain, painted = open_terminal(), open_terminal()
@@ -310,12 +308,8 @@ def test_the_end_is_a_summary_of_two_lines(program: Programs, server: Server, te
     terminal.wait("tokens billed")
     *errors, first, second = terminal.screen
     assert [json.loads(line)["error"] for line in errors] == ["input", "template"]
-    assert first == (
-        "llmfilter: 5 rows: 3 answered (2 from the cache), 2 failed (1 input, 1 template)"
-    )
-    assert re.fullmatch(
-        r"llmfilter: 10 tokens billed \(7 in, 3 out\), 20 saved by the cache; \d+:\d\d", second
-    )
+    assert first == ("llmfilter: 5 rows: 3 answered (2 from the cache), 2 failed (1 input, 1 template)")
+    assert re.fullmatch(r"llmfilter: 10 tokens billed \(7 in, 3 out\), 20 saved by the cache; \d+:\d\d", second)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +416,9 @@ def test_n_says_before_paying_what_there_is_to_pay(program: Programs, server: Se
     run = program.run(*ASK, "-n", input=rows(range(5)) + b"no record\n")
     bodies = [json.loads(line) for line in run.lines]
     assert [body["messages"][0]["content"] for body in bodies] == ["0", "1", "2", "3", "4"]
-    size = sum(len(line) for line, body in zip(run.lines, bodies, strict=True) if body["messages"][0]["content"] in "034")
+    size = sum(
+        len(line) for line, body in zip(run.lines, bodies, strict=True) if body["messages"][0]["content"] in "034"
+    )
     assert run.said == [
         "llmfilter: 6 rows: 3 to be asked, 2 in the cache, 1 failed",
         f"llmfilter: {size} bytes of requests to be sent, about {size // 4} tokens",

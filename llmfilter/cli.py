@@ -59,8 +59,6 @@ def check_streams() -> None:
         raise UsageError("stdin is closed: give records, like < data.jsonl")
     if STDOUT not in streams:
         raise UsageError("stdout is closed: give it somewhere to go, like > out.jsonl")
-    if stat.S_ISDIR(streams[STDIN].st_mode):
-        raise UsageError("stdin is a directory: give records, like < data.jsonl")
     if stat.S_ISREG(streams[STDIN].st_mode) and os.path.samestat(streams[STDIN], streams[STDOUT]):
         raise UsageError("stdin and stdout are the same file, which would be lost: write to another one")
 
@@ -110,7 +108,7 @@ async def run(args: Namespace) -> int:
     is_shown = os.isatty(STDERR) and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
     with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
     progress = Progress(pipeline, bytes_left(STDIN), partial(write, STDERR), with_bar)
-    catch_signals(pipeline, progress)
+    catch_signals(pipeline, progress, args.stats)
     try:
         await pipeline.run()
     finally:
@@ -145,7 +143,7 @@ def ending(args: Namespace, pipeline: "Pipeline", is_shown: bool) -> list[str]:
     return lines
 
 
-def catch_signals(pipeline: "Pipeline", progress: "Progress") -> None:
+def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | None) -> None:
     """The first signal drains the pipeline, the second ends the program at once; SIGUSR1 asks how far it is.
 
     What was ignored at the start (nohup's SIGHUP, a background job's SIGINT) stays ignored.
@@ -160,20 +158,29 @@ def catch_signals(pipeline: "Pipeline", progress: "Progress") -> None:
 
         if seen:
             progress.close()
+            if stats_path is not None:
+                write_stats(stats_path, pipeline.stats)
             say(describe_stop(pipeline))
             os._exit(128 + number)
         seen.append(number)
         at_server = pipeline.flights.count - pipeline.flights.waiting
         pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
         if at_server:
-            pipeline.output.say(
-                f"{number.name}: finishing {at_server} requests, which are paid for; once more stops at once"
-            )
+            waits_for = f"finishing {at_server} requests, which are paid for"
+        elif pipeline.output.size:
+            waits_for = "waiting for the reader of the output"
+        else:
+            return
+        pipeline.output.say(f"{number.name}: {waits_for}; once more stops at once")
 
-    loop.add_signal_handler(signal.SIGUSR1, lambda: pipeline.output.say(progress.line()))
+    def tell() -> None:
+        pipeline.output.say(progress.line())
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)
+    if signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGUSR1, tell)
 
 
 def describe_stop(pipeline: "Pipeline") -> str:

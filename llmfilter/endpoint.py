@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from llmfilter import __version__
 from llmfilter.errors import UsageError
@@ -51,13 +51,16 @@ def make_endpoint(
             raise UsageError(
                 f"no key for {parts.hostname}: set $OPENAI_API_KEY, or give -H 'Authorization: Bearer $MY_KEY'"
             )
+    proxy = _proxy(parts, environ)
+    if proxy and (password := urlsplit(proxy).password):
+        secrets.append(unquote(password))
     base = parts._replace(path=parts.path.removesuffix(_PATH))
     return Endpoint(
         base._replace(path=base.path + _PATH).geturl(),
         base._replace(path=base.path + "/models").geturl(),
         headers,
         Mask([secret for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST]),
-        _proxy(parts, environ),
+        proxy,
     )
 
 
@@ -146,4 +149,11 @@ def _proxy(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
     if not proxy.startswith(("http://", "https://")):
         scheme = proxy.partition(":")[0]
         raise UsageError(f"the environment names a {scheme} proxy for {parts.scheme}; only http proxies are known here")
+    try:
+        named = urlsplit(proxy)
+        is_whole = bool(named.hostname) and (named.port or 80) > 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise UsageError(f"the environment names a proxy for {parts.scheme} that is not a URL like http://proxy:3128")
     return proxy

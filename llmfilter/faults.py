@@ -34,6 +34,10 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> RowError
     codes = error_codes(document)
     if status in (401, 402) or _NO_CREDIT in codes:
         return RunError(f"the server refuses all requests ({message}): {_MEND.get(status, _MEND[402])}")
+    if status == 407:
+        return RunError(
+            f"the proxy refuses all requests ({message}): check the password in $HTTPS_PROXY or $HTTP_PROXY"
+        )
     if 300 <= status < 400:
         where = printable(headers.get("location", "elsewhere"))
         return RowError("http", f"HTTP {status}: redirected to {where}: give the final URL with -u", status=status)

@@ -88,6 +88,11 @@ class Pipeline:
             self._wake()
 
     @property
+    def bytes_done(self) -> float:
+        """About how many bytes of the input have their lines."""
+        return self.rows.bytes_until(self._number - self.flights.count)
+
+    @property
     def first_unfinished(self) -> int | None:
         """The lowest line that has neither an answer nor an error line, or None if all have."""
         lines = [self.flights.first_unfinished, self.output.first_unwritten]

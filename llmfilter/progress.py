@@ -1,6 +1,7 @@
 """How far a run is: a bar while it runs on a terminal, a line when asked, two lines at the end."""
 
 import asyncio
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 START_S = 0.5  # a short run needs no bar, and need not load what draws it
 SAMPLE_S = 1.0
+CLOSE_S = 1.0
 REFRESHES_PER_S = 4
 WINDOW_S = 30.0  # over which the speed is measured
 _BAR_COLUMNS = 20
@@ -31,7 +33,8 @@ class Progress:
         self._total_bytes = total_bytes
         self._with_bar = with_bar
         self._bar: Bar | None = None
-        self._samples: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
+        self._bar_thread: threading.Thread | None = None
+        self._samples: deque[tuple[float, int, float]] = deque([(0.0, 0, 0)])
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(START_S, self._sample)
 
@@ -43,17 +46,32 @@ class Progress:
             self._write(lines)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Takes the bar away, unless the terminal is stopped."""
         self._timer.cancel()
-        if self._bar:
-            self._bar.close()
-            self._bar = None
+        if self._bar_thread:
+            closing = threading.Thread(target=self._hide_bar, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+
+    def _show_bar(self) -> None:
+        bar = Bar(self)
+        bar.show()
+        self._bar = bar
+
+    def _hide_bar(self) -> None:
+        assert self._bar_thread  # it was shown
+        self._bar_thread.join()
+        bar, self._bar = self._bar, None
+        if bar:
+            bar.close()
 
     def _sample(self) -> None:
-        if self._with_bar and not self._bar:
-            self._bar = Bar(self)
+        if self._with_bar and not self._bar_thread:
+            # In a thread, since a terminal that was stopped (Ctrl-S) must not stop the loop.
+            self._bar_thread = threading.Thread(target=self._show_bar, daemon=True)
+            self._bar_thread.start()
         now = self._pipeline.stats.seconds
-        self._samples.append((now, self._done, self._pipeline.rows.bytes_read))
+        self._samples.append((now, self._done, self._pipeline.bytes_done))
         while self._samples[0][0] < now - WINDOW_S:
             self._samples.popleft()
         self._timer = self._loop.call_later(SAMPLE_S, self._sample)
@@ -67,7 +85,7 @@ class Progress:
         """Of the input's bytes, or None if their number is unknown."""
         if not self._total_bytes:
             return None
-        return min(1.0, self._pipeline.rows.bytes_read / self._total_bytes)
+        return min(1.0, self._pipeline.bytes_done / self._total_bytes)
 
     def segments(self) -> list[str]:
         """What there is to say, the most important first."""
@@ -78,9 +96,9 @@ class Progress:
         said = [f"{self._done:,} rows"]
         if self.fraction is not None and self._total_bytes:
             said.append(f"{self.fraction:.0%}")
-            speed = (self._pipeline.rows.bytes_read - taken) / seconds
-            if speed and self.fraction < 1:
-                left_s = (self._total_bytes - self._pipeline.rows.bytes_read) / speed
+            speed = (self._pipeline.bytes_done - taken) / seconds
+            if speed > 0 and self.fraction < 1:
+                left_s = (self._total_bytes - self._pipeline.bytes_done) / speed
                 said.append(f"{duration(left_s)} left")
         said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
@@ -145,6 +163,9 @@ class Bar:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+
+    def show(self) -> None:
+        """Draws it, from now on again and again."""
         self._live.start()
 
     def print_above(self, lines: bytes) -> None:

@@ -19,7 +19,7 @@ from llmfilter.errors import RowError
 from llmfilter.record import parse_json
 
 BLOCK_BYTES = 1 << 17  # one read
-BLOCKS_AHEAD = 3  # read but not yet taken: with the one in hand about half a MB
+AHEAD_BYTES = 3 * BLOCK_BYTES  # read but not yet taken: with what is in hand about half a MB
 LINE_BYTES_MAX = 64 << 20
 SHOWN_BYTES = 1 << 10  # of a line that is too long
 BOM = b"\xef\xbb\xbf"
@@ -72,6 +72,30 @@ def read_chunks(fd: int) -> Iterator[bytes]:
         yield chunk
 
 
+def _size(block: list[bytes]) -> int:
+    return sum(map(len, block)) + len(block)
+
+
+class Ahead:
+    """Counts the bytes that were read ahead; the thread that adds to them waits while they are too many."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._bytes = 0
+
+    def add(self, size: int) -> None:
+        """Returns when there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < AHEAD_BYTES)
+            self._bytes += size
+
+    def take(self, size: int) -> None:
+        """Makes room."""
+        with self._changed:
+            self._bytes -= size
+            self._changed.notify()
+
+
 class Rows:
     """The lines of a descriptor, read ahead by a thread: `async for lines in rows`.
 
@@ -83,12 +107,12 @@ class Rows:
         self._fd = fd
         self._loop = asyncio.get_running_loop()
         self._blocks: deque[list[bytes] | OSError | None] = deque()
-        self._credit = threading.Semaphore(BLOCKS_AHEAD)
+        self._ahead = Ahead()
         self._wake = asyncio.Event()
         self._stopped = False
         self.ended = False
-        self.lines_read = 0
-        self.bytes_read = 0
+        self.lines_read = self._block_lines = 0
+        self.bytes_read = self._block_bytes = 0
         threading.Thread(target=self._read, daemon=True).start()
 
     def stop(self) -> None:
@@ -111,18 +135,26 @@ class Rows:
         if block is None:
             self.ended = True
             raise StopAsyncIteration
-        self._credit.release()
+        self._block_lines, self._block_bytes = len(block), _size(block)
+        self._ahead.take(self._block_bytes)
         if not self.lines_read and block[0].startswith(BOM):
             block[0] = block[0].removeprefix(BOM)
-        self.lines_read += len(block)
-        self.bytes_read += sum(map(len, block)) + len(block)
+        self.lines_read += self._block_lines
+        self.bytes_read += self._block_bytes
         return block
+
+    def bytes_until(self, line: int) -> float:
+        """About how many bytes the first lines have, up to this one of the block handed out last."""
+        if not self._block_lines:
+            return 0.0
+        rest = min(1.0, (self.lines_read - line) / self._block_lines)
+        return self.bytes_read - rest * self._block_bytes
 
     def _read(self) -> None:
         end: OSError | None = None
         try:
             for lines in split_lines(read_chunks(self._fd)):
-                self._credit.acquire()
+                self._ahead.add(_size(lines))
                 if not self._deliver(lines):
                     return
         except OSError as error:

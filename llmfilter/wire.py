@@ -9,6 +9,7 @@ aiohttp so narrowly. Through a proxy requests go the usual way.
 """
 
 import asyncio
+import ssl
 import zlib
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from aiohttp.helpers import TimerNoop
 from multidict import CIMultiDict
 from yarl import URL
 
+from llmfilter import faults
 from llmfilter.completion import Faulty
 from llmfilter.deadlines import Deadlines
 from llmfilter.endpoint import Endpoint
@@ -47,21 +49,22 @@ class Wire:
     """Connections to one endpoint, to be made on a running loop. timeout_s: for one exchange, whole."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self._url = URL(endpoint.url)
-        self._models_url = URL(endpoint.models_url)
-        self._proxy = endpoint.proxy
+        # As typed: a signed query must not be quoted in another way.
+        self._url = URL(endpoint.url, encoded=endpoint.url.isascii())
+        self._models_url = URL(endpoint.models_url, encoded=endpoint.models_url.isascii())
+        self._proxy = URL(endpoint.proxy) if endpoint.proxy else None
+        # Not the session's: those would go to the proxy too, with the server's key among them.
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **endpoint.headers}
         self._timeout_s = timeout_s
         self._deadlines = Deadlines(timeout_s)
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **endpoint.headers}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
-            headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             # One timer for all exchanges instead of one each: see Deadlines.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             auto_decompress=False,
         )
-        self._quick = None if self._proxy else _Quick(self._session, self._url, headers)
+        self._quick = None if self._proxy else _Quick(self._session, self._url, self._headers)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -69,7 +72,8 @@ class Wire:
         await self._session.close()
 
     async def post(self, body: bytes) -> Reply:
-        """Sends a chat request; raises Retryable (`network`, `timeout`) or Faulty (`server`)."""
+        """Sends a chat request; raises Retryable (`network`, `timeout`), Faulty (`server`),
+        or what a proxy's refusal means."""
         return await self._exchange(body)
 
     async def get_models(self) -> Reply:
@@ -92,17 +96,20 @@ class Wire:
                 raise
             task.uncancel()
             raise Retryable("timeout", f"no answer within {self._timeout_s:g} s (--timeout)") from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise faults.read_error(error.status, {}, error.message.encode()) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Retryable("network", _describe(error)) from None
         finally:
             self._deadlines.end(task)
 
     async def _send(self, body: bytes | None) -> aiohttp.ClientResponse:
-        if body is None:
-            return await self._session.get(self._models_url, allow_redirects=False, proxy=self._proxy)
-        if self._quick:
+        if self._quick and body is not None:
             return await self._quick.post(body)
-        return await self._session.post(self._url, data=body, allow_redirects=False, proxy=self._proxy)
+        method, url = ("POST", self._url) if body is not None else ("GET", self._models_url)
+        return await self._session.request(
+            method, url, data=body, headers=self._headers, proxy=self._proxy, allow_redirects=False
+        )
 
 
 class _Quick:
@@ -192,7 +199,11 @@ def _unpack(body: bytes, encoding: str) -> bytes:
 def _describe(error: BaseException) -> str:
     """An aiohttp error in words for the user."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return printable(f"cannot connect to {error.host}:{error.port}: {error.os_error}")
+        proxy = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+        words = f"cannot connect to {proxy}{error.host}:{error.port}: {error.os_error}"
+        if isinstance(error.os_error, ssl.SSLCertVerificationError):
+            words += "; if its authority is your own, name its certificate in $SSL_CERT_FILE"
+        return printable(words)
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the server closed the connection without an answer"
     if isinstance(error, aiohttp.ClientResponseError):

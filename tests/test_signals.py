@@ -62,14 +62,20 @@ def test_stopped_at_once_it_names_no_line_behind_one_that_was_not_written(progra
 
 
 def test_a_signal_abandons_what_waits_to_be_sent_again(program: Programs, server: Server) -> None:
-    server.answer = lambda request: error(429, "slow down", {"Retry-After": "600"})
-    run = program.start(*ASK, "-j", "2")
+    limit = error(429, "slow down", {"Retry-After": "600"})
+    server.answer = lambda request: limit if request.prompt == "2" else echo(request)
+    server.hold(lambda request: request.prompt != "2")
+    run = program.start(*ASK, "-j", "3")
     run.fill(rows(range(3)), server.thread_id)
     run.signal(signal.SIGINT)
+    run.read_said()
+    assert "finishing 2 requests" in run.said[0]
+    server.release()
     run.finish()
     assert run.status == 130
-    assert run.said == [
-        "llmfilter: ended by SIGINT; stopped at line 1, 0 rows are done: "
+    assert sorted(row["id"] for row in run.rows) == [0, 1]
+    assert run.said[1:] == [
+        "llmfilter: ended by SIGINT; stopped at line 3, 2 rows are done: "
         "the same command on the same input goes on from there"
     ]
 

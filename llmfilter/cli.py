@@ -103,11 +103,12 @@ async def run(args: Namespace) -> int:
     def write_stderr(lines: bytes) -> None:
         progress.write(lines)
 
+    total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
     pipeline = Pipeline(job, STDIN, partial(write, STDOUT), write_stderr, args.keep_order, stats)
     is_shown = os.isatty(STDERR) and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
     with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
-    progress = Progress(pipeline, bytes_left(STDIN), partial(write, STDERR), with_bar)
+    progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
     catch_signals(pipeline, progress, args.stats)
     try:
         await pipeline.run()

@@ -405,12 +405,13 @@ def test_base_urls_of_all_sorts(program: Programs, server: Server, given: str, a
     assert len(proxy.asked) == 1
 
 
-@pytest.mark.parametrize("status", [302, 307])
-def test_a_redirect_is_refused_and_its_target_named(program: Programs, server: Server, status: int) -> None:
-    target = f"http://127.0.0.1:{server.port}/elsewhere"
+@pytest.mark.parametrize(("status", "host"), [(307, "127.0.0.1"), (302, NAME)], ids=["direct", "proxy"])
+def test_a_redirect_is_refused_and_its_target_named(program: Programs, server: Server, status: int, host: str) -> None:
+    target = f"http://{host}:{server.port}/elsewhere"
     redirect = Response(b"", status, {"Location": target})
     server.answer = lambda request: redirect if request.path.startswith("/v1") else echo(request)
-    run = ask(program, server.url, count=1)
+    with Proxy() as proxy:
+        run = ask(program, f"http://{host}:{server.port}/v1", HTTP_PROXY=proxy.url, count=1)
     assert run.status == 1
     assert run.errors[0]["status"] == status
     assert f"redirected to {target}" in run.errors[0]["message"]

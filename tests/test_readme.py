@@ -1,5 +1,6 @@
 """README.md against the program. After a change of the help: python tests/test_readme.py writes it into README.md."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -59,7 +60,7 @@ def test_the_help_in_the_readme_is_the_programs() -> None:
 
 
 @pytest.mark.parametrize("action", make_parser()._actions, ids=lambda action: action.dest)
-def test_every_option_is_in_the_readmes_help(action) -> None:  # noqa: ANN001
+def test_every_option_is_in_the_readmes_help(action: argparse.Action) -> None:
     assert re.search(rf"^ .*{re.escape(', '.join(action.option_strings))}\b", readme_help(), re.MULTILINE)
 
 
@@ -100,7 +101,8 @@ def test_every_make_target_in_the_readme_is_in_the_makefile(target: str) -> None
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_answers_that_the_readme_shows_are_to_records_of_the_demo() -> None:
+def test_the_readme_shows_the_demos_prompt_and_answers_to_its_records() -> None:
+    assert f"```console\n$ cat tests/demo/prompt.md\n{(ROOT / 'tests/demo/prompt.md').read_text()}$ " in README.read_text()
     records = (ROOT / "tests/demo/chronicle.jsonl").read_text().splitlines()
     shown = [line for line in README.read_text().splitlines() if line.startswith('{"id": ')]
     assert len(shown) == 3

@@ -102,7 +102,8 @@ def test_every_make_target_in_the_readme_is_in_the_makefile(target: str) -> None
 
 
 def test_the_readme_shows_the_demos_prompt_and_answers_to_its_records() -> None:
-    assert f"```console\n$ cat tests/demo/prompt.md\n{(ROOT / 'tests/demo/prompt.md').read_text()}$ " in README.read_text()
+    prompt = (ROOT / "tests/demo/prompt.md").read_text()
+    assert f"$ cat tests/demo/prompt.md\n{prompt}$ " in README.read_text()
     records = (ROOT / "tests/demo/chronicle.jsonl").read_text().splitlines()
     shown = [line for line in README.read_text().splitlines() if line.startswith('{"id": ')]
     assert len(shown) == 3

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save yet: end without a traceback
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet
     try:
         check_streams()
         args = make_parser().parse_args(argv)
@@ -90,23 +91,24 @@ def start(args: Namespace) -> int:
 async def run(args: Namespace) -> int:
     """Builds the job from what was typed, runs it, and says how it ended; returns the exit status."""
     from llmfilter.job import make_job
-    from llmfilter.output import write_all, write_alone
+    from llmfilter.output import escape_controls, write_all, write_alone
     from llmfilter.pipeline import Pipeline
     from llmfilter.progress import Progress
     from llmfilter.stats import Stats
 
     stats = Stats()
     job = await make_job(args, os.environ, STDIN, stats)
+    is_terminal = os.isatty(STDERR)
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
 
     def write_stderr(lines: bytes) -> None:
-        progress.write(lines)
+        progress.write(escape_controls(lines) if is_terminal else lines)
 
     total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
     pipeline = Pipeline(job, STDIN, partial(write, STDOUT), write_stderr, args.keep_order, stats)
-    is_shown = os.isatty(STDERR) and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
+    is_shown = is_terminal and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
     with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
     progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
     catch_signals(pipeline, progress, args.stats)
@@ -180,8 +182,7 @@ def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)
-    if signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGUSR1, tell)
+    loop.add_signal_handler(signal.SIGUSR1, tell)
 
 
 def describe_stop(pipeline: "Pipeline") -> str:

@@ -195,8 +195,13 @@ class Order:
 _CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
 
 
+def escape_controls(line: bytes) -> bytes:
+    """JSON with these as escapes: it means the same."""
+    return _CONTROL.sub(lambda match: b"\\u%04x" % match[0][-1], line)
+
+
 def _show(text: str) -> bytes:
-    return _CONTROL.sub(lambda match: b"\\u%04x" % match[0][-1], dump_text(text))
+    return escape_controls(dump_text(text))
 
 
 def error_line(number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:

@@ -51,6 +51,8 @@ def parse_json(text: bytes | memoryview | str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as fault:
+        if "ecursion" in str(fault):  # how deep json would go depends on the version of Python
+            raise ValueError("it is nested too deeply") from None
         try:
             # Decoded here, since json would also guess UTF-16 and UTF-32.
             return _decoder.decode(text if isinstance(text, str) else bytes(text).decode())

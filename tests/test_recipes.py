@@ -16,28 +16,18 @@ import pytest
 from program import COMMAND, Program, Programs, rows
 from server import PATIENCE_S, Request, Server, completion, error
 
-# In all of them prompt.md and data.jsonl are in the folder, and the environment names server and model.
-RECIPES = {
-    "jq": """\
-jq -c 'select(.lang == "en") | {id, text}' reviews.jsonl | llmfilter -p prompt.md | jq -r '[.id, .label] | @tsv'""",
-    "head": """\
-llmfilter -p prompt.md < data.jsonl | head -n 3""",
-    "split": """\
-split -u -n r/4 --filter='llmfilter -p prompt.md > $FILE.out' data.jsonl part.""",
-    "tail": """\
-tail -n +1 -f app.jsonl | llmfilter -p prompt.md""",
-    "rerun": """\
-grep '^{' errors.jsonl | jq -c '.input | objects' | llmfilter -p better.md >> out.jsonl""",
-    "ssh": """\
-ssh gpu1 llmfilter -p prompt.md < data.jsonl > out.jsonl""",
-    "parallel": """\
-parallel --pipe --round-robin --line-buffer -j 4 llmfilter -p prompt.md < data.jsonl > out.jsonl""",
-    "parallel over ssh": """\
-parallel --pipe --sshlogin 2/gpu1,2/gpu2 llmfilter -p prompt.md < data.jsonl > out.jsonl""",
-    "merge": """\
-ssh gpu1 mdb_dump .cache/llmfilter | mdb_load -N ~/.cache/llmfilter""",
-}
 README = Path(__file__).parent.parent / "README.md"
+RECIPES = {  # how each begins
+    "jq": "jq ",
+    "head": "llmfilter ",
+    "rerun": "grep ",
+    "tail": "tail ",
+    "split": "split ",
+    "parallel": "parallel --pipe --round-robin ",
+    "ssh": "ssh gpu1 llmfilter ",
+    "parallel over ssh": "parallel --pipe --sshlogin ",
+    "merge": "ssh gpu1 mdb_dump ",
+}
 SSHD = which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 JOBS = 32  # requests in flight, unless -j says otherwise
 
@@ -125,9 +115,21 @@ def fat_rows(count: int) -> bytes:
     return b"".join(b'{"id":%d,"pad":"%b"}\n' % (each, b"p" * 10_000) for each in range(count))
 
 
-def test_the_readme_shows_the_recipes_as_they_are_tested() -> None:
-    readme = README.read_text()
-    assert [name for name, line in RECIPES.items() if line not in readme] == []
+def read_recipes() -> list[str]:
+    """The lines of shell in the README's section."""
+    section = README.read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
+    block = section.partition("```sh\n")[2].partition("```")[0]
+    return [line for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def recipe(name: str) -> str:
+    found = [line for line in read_recipes() if line.startswith(RECIPES[name])]
+    assert len(found) == 1, f"the README has {len(found)} recipes that begin with {RECIPES[name]!r}"
+    return found[0]
+
+
+def test_each_recipe_of_the_readme_is_run_here() -> None:
+    assert sorted(map(recipe, RECIPES)) == sorted(read_recipes())
 
 
 # On one machine
@@ -138,7 +140,7 @@ def test_jq_before_and_after(shell: Shell, server: Server) -> None:
     server.answer = lambda request: completion({"label": f"label of {request.prompt}"})
     records = [{"id": each, "lang": "de" if each % 2 else "en", "text": "t", "more": 1} for each in range(6)]
     shell.write("reviews.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
-    run = shell.run(RECIPES["jq"])
+    run = shell.run(recipe("jq"))
     assert (run.status, run.stderr) == (0, b"")
     assert sorted(run.lines) == [b"0\tlabel of 0", b"2\tlabel of 2", b"4\tlabel of 4"]
 
@@ -147,7 +149,7 @@ def test_head_ends_the_run_with_141_and_nothing_is_lost(shell: Shell, server: Se
     count = 2000
     server.hold(lambda request: int(request.prompt) >= 100)
     shell.write("data.jsonl", rows(range(count)))
-    run = shell.start(RECIPES["head"] + '; echo "${PIPESTATUS[0]}"', shell="bash").read_lines(3)
+    run = shell.start(recipe("head") + '; echo "${PIPESTATUS[0]}"', shell="bash").read_lines(3)
     server.release()
     run.finish()
     assert len(run.lines) == 4
@@ -163,7 +165,7 @@ def test_split_feeds_several_processes_that_write_a_file_each(shell: Shell, serv
     count = 4 * JOBS
     server.hold()
     shell.write("data.jsonl", rows(range(count)))
-    run = shell.start(RECIPES["split"])
+    run = shell.start(recipe("split"))
     server.wait_for(count)  # all at once: no single process has so many in flight
     server.release()
     run.finish()
@@ -176,7 +178,7 @@ def test_split_feeds_several_processes_that_write_a_file_each(shell: Shell, serv
 
 def test_a_record_that_a_file_grows_by_comes_out_while_tail_runs(shell: Shell, server: Server) -> None:
     shell.write("app.jsonl", rows([0, 1]))
-    run = shell.start(RECIPES["tail"]).read_lines(2)
+    run = shell.start(recipe("tail")).read_lines(2)
     for each in (2, 3):
         with (shell.folder / "app.jsonl").open("ab") as growing:
             growing.write(rows([each]))
@@ -193,7 +195,7 @@ def test_what_failed_runs_again_with_another_prompt(shell: Shell, server: Server
     shell.write("data.jsonl", rows(range(5)) + b"no record\n")
     shell.write("better.md", b"better {id}")
     assert shell.run("llmfilter -p prompt.md < data.jsonl > out.jsonl 2> errors.jsonl").status == 1
-    assert shell.run(RECIPES["rerun"]).status == 0
+    assert shell.run(recipe("rerun")).status == 0
     assert ids(shell.read_rows("out.jsonl")) == list(range(5))
     assert server.prompts[-2:] in (["better 1", "better 3"], ["better 3", "better 1"])
 
@@ -203,14 +205,14 @@ def test_parallel_feeds_several_processes_on_one_cache(shell: Shell, server: Ser
     count = 450
     server.hold()
     shell.write("data.jsonl", fat_rows(count))
-    run = shell.start(RECIPES["parallel"])
+    run = shell.start(recipe("parallel"))
     server.wait_for(4 * JOBS)
     server.release()
     run.finish()
     assert (run.status, run.stderr) == (0, b"")
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)
-    assert shell.run(RECIPES["parallel"]).status == 0
+    assert shell.run(recipe("parallel")).status == 0
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)
 
@@ -320,7 +322,7 @@ def hosts(shell: Shell) -> Iterator[Hosts]:
 @needs_sshd
 def test_the_filter_runs_on_another_host(shell: Shell, hosts: Hosts, server: Server) -> None:
     shell.write("data.jsonl", rows(range(5)) + b"no record\n")
-    run = shell.run(RECIPES["ssh"])
+    run = shell.run(recipe("ssh"))
     assert run.status == 1
     assert ids(shell.read_rows("out.jsonl")) == list(range(5))
     assert [line["error"] for line in run.errors] == ["input"]
@@ -335,14 +337,14 @@ def test_a_connection_that_dies_costs_nothing_when_the_command_is_given_again(
     count, before = 100, 10
     server.hold(lambda request: int(request.prompt) >= before)
     shell.write("data.jsonl", rows(range(count)))
-    run = shell.start(RECIPES["ssh"])
+    run = shell.start(recipe("ssh"))
     server.wait_for(before + JOBS)
     watched = hosts.watch("gpu1")
     os.killpg(run.pid, signal.SIGKILL)  # no good-bye: the host sees the connection break
     run.finish()
     server.release()
     hosts.wait_idle(watched)
-    assert shell.run(RECIPES["ssh"]).status == 0
+    assert shell.run(recipe("ssh")).status == 0
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)
 
@@ -352,7 +354,7 @@ def test_a_connection_that_dies_costs_nothing_when_the_command_is_given_again(
 def test_parallel_shares_the_work_among_hosts(shell: Shell, hosts: Hosts, server: Server) -> None:
     count = 400
     shell.write("data.jsonl", fat_rows(count))
-    run = shell.run(RECIPES["parallel over ssh"])
+    run = shell.run(recipe("parallel over ssh"))
     assert (run.status, run.stderr) == (0, b"")
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)
@@ -367,13 +369,13 @@ def test_another_machines_cache_merges_into_this_one(shell: Shell, hosts: Hosts,
 
     server.answer = answer
     shell.write("data.jsonl", rows(range(300)))
-    assert shell.run(RECIPES["ssh"]).status == 0
+    assert shell.run(recipe("ssh")).status == 0
     theirs = {row["id"]: row["answer"] for row in shell.read_rows("out.jsonl")}
     shell.write("data.jsonl", rows(range(200, 500)))
     run = shell.run("llmfilter -p prompt.md < data.jsonl")
     ours = {row["id"]: row["answer"] for row in run.rows}
     assert len(server.requests) == 600
-    assert shell.run(RECIPES["merge"]).status == 0
+    assert shell.run(recipe("merge")).status == 0
     shell.write("data.jsonl", rows(range(500)))
     run = shell.run("llmfilter -p prompt.md < data.jsonl")
     assert {row["id"]: row["answer"] for row in run.rows} == theirs | ours, "what was here stays"
@@ -385,13 +387,13 @@ def test_another_machines_cache_merges_into_this_one(shell: Shell, hosts: Hosts,
 @needs_lmdb
 def test_caches_merge_while_they_are_in_use(shell: Shell, hosts: Hosts, server: Server) -> None:
     shell.write("data.jsonl", rows(range(10)))
-    assert shell.run(RECIPES["ssh"]).status == 0
+    assert shell.run(recipe("ssh")).status == 0
     server.hold(lambda request: request.prompt in ("20", "21"))
     there, here = (shell.start(f"{how} llmfilter -p prompt.md") for how in ("ssh gpu1", ""))
     there.write(rows([20]))
     here.write(rows([21]))
     server.wait_for(12)
-    assert shell.run(RECIPES["merge"]).status == 0
+    assert shell.run(recipe("merge")).status == 0
     server.release()
     assert (there.finish().status, here.finish(rows(range(10))).status) == (0, 0)
     assert ids(here.rows) == [*range(10), 21]

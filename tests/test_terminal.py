@@ -359,9 +359,9 @@ def test_sigusr1_stands_above_the_bar(program: Programs, server: Server, termina
     run.write(rows([1]))
     terminal.wait(BAR)
     run.signal(signal.SIGUSR1)
-    terminal.wait("llmfilter: 0 rows, ")
-    assert len(terminal.screen) == 2
-    assert " · " in terminal.screen[1]
+    terminal.wait_until(
+        lambda screen: len(screen) == 2 and screen[0].startswith("llmfilter: 0 rows, ") and " · " in screen[1]
+    )
 
 
 # --stats

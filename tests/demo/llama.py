@@ -65,7 +65,8 @@ def serve() -> None:
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * SLOT_TOKENS
     params.port = 0  # a free one
-    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # a thread that waits leaves its core to others
+    # Two threads wait for each other at every layer: on a busy machine that is ten times as slow.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()

@@ -72,8 +72,10 @@ class Batcher(Generic[T]):
 
     def _finish(self, batch: list[T], error: Exception | None) -> None:
         self.under_way = []
-        self._done(batch, error)
-        if self.pending:
-            self._hand_over()
-        else:
-            self._busy = False
+        try:
+            self._done(batch, error)
+        finally:
+            if self.pending:
+                self._hand_over()
+            else:
+                self._busy = False

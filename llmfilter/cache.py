@@ -19,7 +19,7 @@ from llmfilter.errors import UsageError
 
 CacheError = lmdb.Error  # what a look-up may raise: to be told to `fail`
 Lookup = Callable[[bytes], memoryview | None]
-Item = tuple[bytes, bytes, Callable[[], None]]
+Item = tuple[bytes, bytes, Callable[[], object]]
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
@@ -68,7 +68,7 @@ class NoCache:
         """A look-up that never finds anything."""
         yield lambda key: None
 
-    def put(self, key: bytes, value: bytes, then: Callable[[], None]) -> None:
+    def put(self, key: bytes, value: bytes, then: Callable[[], object]) -> None:
         """Calls `then` at once."""
         then()
 
@@ -105,7 +105,7 @@ class Cache(NoCache):
             with transaction:
                 yield transaction.get
 
-    def put(self, key: bytes, value: bytes, then: Callable[[], None]) -> None:
+    def put(self, key: bytes, value: bytes, then: Callable[[], object]) -> None:
         """Stores a value and calls `then` on the loop once it is on the disk (or can't be)."""
         if self._broken:
             then()

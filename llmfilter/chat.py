@@ -83,6 +83,8 @@ class Chat:
                     self._wait_out(fault, sent_at)
                 else:
                     failures += 1
+                    if (fault.after_s or 0) > LIMIT_S:
+                        fault.after_s = None  # a fault is not waited out for so long
                     if failures > self._retries:
                         self._check_refused(fault)
                         raise
@@ -90,7 +92,8 @@ class Chat:
                 await self._interruptible(asyncio.sleep, wait_s)
             except RowError as fault:
                 self._pace.accept(sent_at)
-                self._succeeded |= fault.status is None
+                if fault.status is None:  # an answer, if not a usable one
+                    self._succeeded, self._limited_since = True, None
                 self._check_refused(fault)
                 raise
             else:

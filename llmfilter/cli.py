@@ -1,6 +1,7 @@
 """The command: argv, environment, standard streams, signals and exit status; builds the rest."""
 
 import os
+import select
 import signal
 import stat
 from argparse import Namespace
@@ -90,6 +91,8 @@ def start(args: Namespace) -> int:
 
 async def run(args: Namespace) -> int:
     """Builds the job from what was typed, runs it, and says how it ended; returns the exit status."""
+    import asyncio
+
     from llmfilter.job import make_job
     from llmfilter.output import escape_controls, write_all, write_alone
     from llmfilter.pipeline import Pipeline
@@ -112,6 +115,7 @@ async def run(args: Namespace) -> int:
     with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
     progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
     catch_signals(pipeline, progress, args.stats)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
     try:
         await pipeline.run()
     finally:
@@ -163,7 +167,8 @@ def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | 
             progress.close()
             if stats_path is not None:
                 write_stats(stats_path, pipeline.stats)
-            say(describe_stop(pipeline))
+            if is_writable(STDERR):
+                say(describe_stop(pipeline))
             os._exit(128 + number)
         seen.append(number)
         at_server = pipeline.flights.count - pipeline.flights.waiting
@@ -183,6 +188,13 @@ def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | 
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGUSR1, tell)
+
+
+def is_writable(fd: int) -> bool:
+    """Whether a line can be written now: the reader of a pipe may have stopped."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def describe_stop(pipeline: "Pipeline") -> str:

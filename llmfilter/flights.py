@@ -76,7 +76,8 @@ class Flights:
         self._on_end = on_end
         self._flights: dict[bytes, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unprinted: deque[Callable[[], None]] = deque()
+        self._unprinted: deque[Callable[[], bool]] = deque()  # each returns whether it printed any
+        self._is_resuming = False
         self._chat: Chat | None = None
         self._draining = False
         self.waiting_bytes = 0
@@ -113,8 +114,15 @@ class Flights:
 
     def resume(self) -> None:
         """There may be room again for rows that could not be printed."""
-        while self._unprinted and not self._output.is_stalled():
-            self._unprinted.popleft()()
+        if self._is_resuming:  # a flight that lands here says that something has changed
+            return
+        self._is_resuming = True
+        has_printed = True
+        while has_printed:  # with -k one flight's row may make room for another's
+            has_printed = False
+            for _ in range(len(self._unprinted)):
+                has_printed |= self._unprinted.popleft()()
+        self._is_resuming = False
 
     async def close(self) -> None:
         """To be called once none is in flight."""
@@ -143,8 +151,7 @@ class Flights:
         else:
             body, completion, answer = outcome
             # The slot is free, and the row printed, only when the answer can't be lost any more.
-            then = partial(self._land, flight, answer, completion)
-            self._cache.put(flight.key, pack(body, completion), then)
+            self._cache.put(flight.key, pack(body, completion), lambda: self._land(flight, answer, completion))
 
     async def _converse(self, flight: Flight) -> Outcome:
         """Asks, and asks again about an unusable answer as often as allowed."""
@@ -171,15 +178,20 @@ class Flights:
             raise completion.fault
         return body, completion, self._checks.read(completion.content)
 
-    def _land(self, flight: Flight, outcome: Answer | RowError, completion: Completion | None = None) -> None:
-        """Prints the outcome for each row of a flight; where there is no room, goes on when there is."""
+    def _land(self, flight: Flight, outcome: Answer | RowError, completion: Completion | None = None) -> bool:
+        """Prints the outcome for each row of a flight; where there is no room, goes on when there is.
+
+        Returns whether any was printed.
+        """
+        waiting = len(flight.rows)
         while flight.rows:
-            if flight.is_shared and self._output.is_stalled():
+            if flight.is_shared and not self._output.has_room_for(flight.rows[0].number):
                 self._unprinted.append(partial(self._land, flight, outcome, completion))
-                return
+                return len(flight.rows) < waiting
             self._print(flight, flight.rows.popleft(), outcome, completion)
             flight.is_shared = True
         self._end(flight)
+        return True
 
     def _print(self, flight: Flight, row: Row, outcome: Answer | RowError, completion: Completion | None) -> None:
         if flight.is_shared:

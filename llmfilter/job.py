@@ -31,6 +31,7 @@ _PEEK_MS = 1000
 async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stats: Stats) -> Job:
     """The job; asks the server for its model if none was named."""
     check_text(args)
+    check_stats(args.stats)
     user = Template(read_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
     system = Template(read_system(args.system)) if args.system is not None else None
     if user and not user.names and not (system and system.names):
@@ -74,6 +75,15 @@ def check_text(args: Namespace) -> None:
     ]:
         if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             raise UsageError(f"{option}: the value is not UTF-8")
+
+
+def check_stats(path: str | None) -> None:
+    """Raises UsageError if the counters could not be written at the end: better to know at once."""
+    try:
+        if path is not None:
+            Path(path).open("a").close()
+    except OSError as error:
+        raise UsageError(f"--stats {path}: {error.strerror}") from None
 
 
 def read_file(option: str, path: str) -> str:

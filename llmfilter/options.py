@@ -45,6 +45,8 @@ class _Parser(argparse.ArgumentParser):
     color = False  # Python 3.14 would colour the help
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: ") and not message.split(": ")[1].startswith("-"):
+            message += ": records come on stdin, like < data.jsonl"
         raise UsageError(f"{message} (see llmfilter --help)")
 
 

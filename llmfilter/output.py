@@ -118,10 +118,14 @@ class Output:
         self.size += len(line) + _LINE_BYTES
         self._stderr.put((0, line))
 
-    def is_stalled(self) -> bool:
-        """Whether more waits for a reader than a buffer should hold (not counting what waits for its turn)."""
-        held = self._order.size if self._order else 0
-        return self.size - held >= BUFFER_BYTES
+    def has_room_for(self, number: int) -> bool:
+        """Whether the line of an earlier row, `number`, may come, with or without room for new ones.
+
+        What waits for its turn must not keep the line out that it waits for.
+        """
+        if self._order and number == self._order.next:
+            return self.size - self._order.size < BUFFER_BYTES
+        return self.size < BUFFER_BYTES
 
     def _emit_in_turn(self, numbered: Line) -> None:
         if numbered[1]:
@@ -159,12 +163,13 @@ class Output:
 class Order:
     """Holds lines back until those before them have come: `emit` gets them by number, from 1 on.
 
-    An empty line only lets those behind it pass. size: about the memory of what is held back.
+    An empty line only lets those behind it pass. next: the number whose turn it is; size: about the
+    memory of what is held back.
     """
 
     def __init__(self, emit: Callable[[Line], None]) -> None:
         self._emit = emit
-        self._next = 1
+        self.next = 1
         self._held: dict[int, bytes] = {}
         self.size = 0
 
@@ -172,9 +177,9 @@ class Order:
         """Takes a line."""
         self._held[numbered[0]] = numbered[1]
         self.size += len(numbered[1]) + _LINE_BYTES
-        while self._next in self._held:
-            self._release(self._next)
-            self._next += 1
+        while self.next in self._held:
+            self._release(self.next)
+            self.next += 1
 
     def release(self) -> None:
         """Emits what is held, in order, across the gaps of lines that never came."""

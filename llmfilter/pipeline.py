@@ -1,9 +1,9 @@
 """One run, every stage in order: rows → prompt → cache → (flights: chat → answer → cache) → output."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmfilter.answer import Answer, Checks
 from llmfilter.cache import CacheError, Keys, Lookup, NoCache
@@ -175,6 +175,10 @@ class Pipeline:
             self.stop(failure_of(failure))
         self.flights.resume()
         self._changed.set()
+
+    def crash(self, context: Mapping[str, Any]) -> None:
+        """A bug showed in a callback, as the event loop tells it: `run` raises it."""
+        self._refuse(context.get("exception") or RuntimeError(context["message"]))
 
     def _refuse(self, end: BaseException) -> None:
         if isinstance(end, RunError):

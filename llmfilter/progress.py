@@ -17,7 +17,7 @@ START_S = 0.5  # a short run needs no bar, and need not load what draws it
 SAMPLE_S = 1.0
 CLOSE_S = 1.0
 REFRESHES_PER_S = 4
-WINDOW_S = 30.0  # over which the speed is measured
+WINDOW_S = 10.0  # over which the speed is measured: what came from the cache is soon forgotten
 _BAR_COLUMNS = 20
 
 

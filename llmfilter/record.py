@@ -39,7 +39,9 @@ def _number(text: str) -> Any:
 
 _decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)
 # orjson takes 1,024 levels; Python's json has to get through the same records.
-sys.setrecursionlimit(max(sys.getrecursionlimit(), 4_000))
+_DEPTH_MOST = 4_000
+_STACK_SPARE = 200  # what can be parsed once must not be too deep where it is parsed again
+sys.setrecursionlimit(_DEPTH_MOST + _STACK_SPARE)
 
 
 def parse_json(text: bytes | memoryview | str) -> Any:
@@ -55,11 +57,14 @@ def parse_json(text: bytes | memoryview | str) -> Any:
             raise ValueError("it is nested too deeply") from None
         try:
             # Decoded here, since json would also guess UTF-16 and UTF-32.
+            sys.setrecursionlimit(_DEPTH_MOST)
             return _decoder.decode(text if isinstance(text, str) else bytes(text).decode())
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         except ValueError:
             raise ValueError(str(fault)) from None
+        finally:
+            sys.setrecursionlimit(_DEPTH_MOST + _STACK_SPARE)
 
 
 def parse_exact(text: bytes) -> Any:

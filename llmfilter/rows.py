@@ -6,6 +6,7 @@ serves files, pipes, terminals and sockets alike: an event loop refuses to watch
 """
 
 import asyncio
+import errno
 import os
 import select
 import threading
@@ -159,6 +160,8 @@ class Rows:
                     return
         except OSError as error:
             end = error
+        except MemoryError:
+            end = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         self._deliver(end)
 
     def _deliver(self, block: list[bytes] | OSError | None) -> bool:

@@ -9,6 +9,7 @@ aiohttp so narrowly. Through a proxy requests go the usual way.
 """
 
 import asyncio
+import contextlib
 import ssl
 import zlib
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from llmfilter.errors import Retryable, printable
 
 BODY_BYTES_MAX = 16 << 20  # of an answer, also when unpacked
 CONNECT_S = 30.0
+CLOSE_S = 1.0
 _LINE_BYTES_MAX = 8190  # of a response's head: aiohttp's own limits
 _HEADERS_MAX = 128
 _BUFFER_BYTES = 1 << 16
@@ -67,9 +69,11 @@ class Wire:
         self._quick = None if self._proxy else _Quick(self._session, self._url, self._headers)
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; one whose other side reads nothing more is left to the system."""
         self._deadlines.close()
-        await self._session.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._session.close()
 
     async def post(self, body: bytes) -> Reply:
         """Sends a chat request; raises Retryable (`network`, `timeout`), Faulty (`server`),
@@ -97,7 +101,7 @@ class Wire:
             task.uncancel()
             raise Retryable("timeout", f"no answer within {self._timeout_s:g} s (--timeout)") from None
         except aiohttp.ClientHttpProxyError as error:
-            raise faults.read_error(error.status, {}, error.message.encode()) from None
+            raise faults.read_error(error.status, {}, b"") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Retryable("network", _describe(error)) from None
         finally:
@@ -135,13 +139,23 @@ class _Quick:
 
     async def post(self, body: bytes) -> aiohttp.ClientResponse:
         """Sends a body; returns once the response's head is there. Raises what aiohttp and sockets raise."""
-        connection = await self._connector.connect(self._request, traces=[], timeout=self._session.timeout)
+        connection = await self._connect()
         try:
             response = self._send(connection, body)
             return await response.start(connection)
         except BaseException:
+            if connection.protocol is not None:
+                connection.protocol.abort()  # a close would first send what nobody takes
             connection.close()
             raise
+
+    async def _connect(self) -> Connection:
+        while True:
+            connection = await self._connector.connect(self._request, traces=[], timeout=self._session.timeout)
+            # What came while it was idle would be taken for the answer to the next request.
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
 
     def _send(self, connection: Connection, body: bytes) -> aiohttp.ClientResponse:
         protocol = connection.protocol
@@ -180,8 +194,8 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         if size > BODY_BYTES_MAX:
             raise Faulty(f"the answer is larger than {BODY_BYTES_MAX >> 20} MiB", chunks[0])
     body = b"".join(chunks)
-    encoding = response.headers.get("Content-Encoding", "identity")
-    return body if encoding == "identity" else _unpack(body, encoding)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    return body if encoding in ("", "identity") else _unpack(body, encoding)
 
 
 def _unpack(body: bytes, encoding: str) -> bytes:

@@ -53,7 +53,7 @@ def parse_json(text: bytes | memoryview | str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as fault:
-        if "ecursion" in str(fault):  # how deep json would go depends on the version of Python
+        if "limit" in str(fault):  # of its depth; how deep json would go depends on the version of Python
             raise ValueError("it is nested too deeply") from None
         try:
             # Decoded here, since json would also guess UTF-16 and UTF-32.

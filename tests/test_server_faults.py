@@ -163,3 +163,35 @@ def test_a_storm_of_faults_costs_no_row(server: Server, program: Programs) -> No
     assert stats["failed"] == len(run.errors) == sum(stats["by_kind"].values())
     assert stats["by_kind"] == dict(Counter(line["error"] for line in run.errors))
     assert stats["requests"] == len(server.requests) == count + stats["retries"]
+
+
+class Twice(Response):
+    """An answer and, unasked, another one."""
+
+    def encode(self) -> bytes:
+        return super().encode() + completion({"answer": "nobody's"}).encode()
+
+
+def test_an_answer_that_nobody_asked_for_goes_into_no_record(server: Server, program: Programs) -> None:
+    server.answer = lambda request: Twice(echo(request).body)
+    run = program.run(*ASK, "-j", "1", input=rows(range(5)))
+    assert run.rows == [{"id": each, "echo": str(each)} for each in range(5)]
+
+
+def test_a_fault_is_not_waited_out_for_a_day(server: Server, program: Programs) -> None:
+    server.answer = lambda request: GOOD if request.prompt == "0" else error(500, "no", {"Retry-After": "86400"})
+    run = program.run(*ASK, "-j", "1", "-r", "1", input=rows([0, 1]))
+    assert [(line["status"], line["attempts"]) for line in run.errors] == [(500, 2)]
+
+
+def test_many_rows_that_share_answers_all_come_out_behind_a_stalled_reader(server: Server, program: Programs) -> None:
+    server.answer = lambda request: completion({"pad": "x" * 2000})
+    server.hold()
+    run = program.start(*ASK, "-j", "1000")
+    run.write(rows([each for each in range(900) for _ in range(2)]))
+    server.wait_for(900)
+    server.release()
+    server.wait_answered(900)
+    run.wait_asleep(server.thread_id)  # nobody has read a line
+    run.finish()
+    assert run.status == 0 and sorted(row["id"] for row in run.rows) == sorted([*range(900)] * 2)

@@ -2,8 +2,9 @@
 
 The modules, in the order in which a row meets them:
 
-    cli         argv, environment, streams, signals, exit status; builds all that follows
-    options     the command line: what may be typed
+    cli         argv, environment, streams, signals, exit status
+    options     the command line: what may be typed (man: the manual page from it)
+    job         what was typed → what is done with each row; wrong usage shows here (endpoint: where to)
     pipeline    one run, every stage in order
     rows        stdin → blocks of lines → records
     prompt      record → request body
@@ -14,6 +15,7 @@ The modules, in the order in which a row meets them:
     completion  response body → the model's content
     answer      content → one JSON object that passed its checks (schema)
     output      answers to stdout, error lines to stderr
+    progress    how far it is: bar, SIGUSR1, summary
 
 Beside them: record (JSON as bytes), batches (a thread for blocking calls), stats, errors.
 """

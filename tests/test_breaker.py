@@ -1,6 +1,7 @@
 """What ends a run: the server refuses every row, or it has no chance."""
 
 import json
+import time
 
 import pytest
 from program import ASK, Program, Programs, rows
@@ -131,3 +132,29 @@ def test_a_rate_limit_uses_no_attempt_up(server: Server, program: Programs) -> N
     server.answer = answer
     run = program.run(*ASK, "-r", "0", input=rows(range(2)))
     assert run.status == 0 and len(run.lines) == 2 and len(seen) == 6
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "1"}], ids=["backoff", "retry-after"])
+def test_a_limit_of_200_a_second_is_found_in_real_time(
+    headers: dict[str, str], server: Server, program: Programs
+) -> None:
+    """The token bucket of test_pace, on the real clock: every row answered, hardly a request rejected."""
+    rate, jobs = 200, 128
+    tokens, at = rate / 5, time.monotonic()
+    verdicts = []
+
+    def answer(request: Request) -> Reply:
+        nonlocal tokens, at
+        now = time.monotonic()
+        tokens, at = min(rate / 5, tokens + (now - at) * rate), now
+        verdicts.append(tokens >= 1)
+        if tokens < 1:
+            return error(429, "slow down", headers)
+        tokens -= 1
+        return echo(request)
+
+    server.answer = answer
+    run = program.run(*ASK, "-j", str(jobs), "-r", "0", input=rows(range(1200)))
+    assert run.status == 0 and len(run.lines) == 1200
+    later = verdicts[jobs:]  # after the first burst
+    assert later.count(False) <= 0.05 * len(later)

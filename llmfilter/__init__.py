@@ -9,6 +9,7 @@ The modules, in the order in which a row meets them:
     rows        stdin → blocks of lines → records
     prompt      record → request body
     cache       LMDB: answers that were paid for
+    replay      such an answer → output line
     flights     requests in flight: asked, asked again, stored, printed
     chat        sending and sending again (faults: what an error means; pace: how fast)
     wire        aiohttp: one request out, one bounded answer in (deadlines: its timeout)

@@ -31,6 +31,7 @@ class Checks:
 
     schema: it must satisfy it; fields: the keys to keep, all of which must be there; key: put it
     under this key instead of merging it; is_text: any text is an answer, under `key`.
+    takes_any: any object is an answer, and goes in as it is.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class Checks:
         self._fields = list(dict.fromkeys(fields))
         self._key = key
         self._is_text = is_text
-        self._is_any = not (schema or fields or key is not None)  # any object goes in as it is
+        self.takes_any = not (schema or fields or key is not None or is_text)
 
     def read(self, content: str) -> Answer:
         """The answer in a content; raises RowError (`unparsable`, `invalid`)."""
         if self._is_text:
             return _under(self._key or "answer", dump_text(read_text(content)))
         text, value = extract(content)
-        if self._is_any:
+        if self.takes_any:
             return text, value
         self._check(value, content)
         if self._fields and len(value) > len(self._fields):

@@ -9,7 +9,7 @@ together, and nothing waits while the thread is idle.
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -37,9 +37,9 @@ class Batcher(Generic[T]):
         self.pending: list[T] = []
         self.under_way: list[T] = []
 
-    def add(self, item: T) -> None:
-        """Queue one item; it is handed over at the end of this turn of the loop, or when the thread is free."""
-        self.pending.append(item)
+    def add(self, items: Iterable[T]) -> None:
+        """Queue items; they are handed over at the end of this turn of the loop, or when the thread is free."""
+        self.pending += items
         if not self._busy:
             self._busy = True
             self._loop.call_soon(self._hand_over)

@@ -8,8 +8,7 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lmdb
@@ -17,13 +16,12 @@ import lmdb
 from llmfilter.batches import Batcher
 from llmfilter.errors import UsageError
 
-CacheError = lmdb.Error  # what a look-up may raise: to be told to `fail`
-Lookup = Callable[[bytes], memoryview | None]
 Item = tuple[bytes, bytes, Callable[[], object]]
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
+_FOUND_BYTES_MOST = 1 << 20  # read at once
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
     "9p",
@@ -45,16 +43,20 @@ MOUNTS = "/proc/self/mountinfo"
 
 
 class Keys:
-    """Request body → key: a 256-bit digest of URL, headers as typed, and the exact body."""
+    """Request body → key: a 256-bit digest of URL, headers as typed, and the exact body.
 
-    def __init__(self, url: str, headers: Sequence[str]) -> None:
+    head: what each body begins with, which is digested only once.
+    """
+
+    def __init__(self, url: str, headers: Sequence[str], head: bytes = b"") -> None:
         # Neither a URL nor a header line can hold a line break or a zero byte.
-        self._hash = hashlib.sha256("\n".join([url, *headers, "\0"]).encode())
+        self._hash = hashlib.sha256("\n".join([url, *headers, "\0"]).encode() + head)
+        self._head_bytes = len(head)
 
-    def __call__(self, body: bytes) -> bytes:
+    def of(self, body: bytes) -> bytes:
         """The key of a request with this body."""
         digest = self._hash.copy()
-        digest.update(body)
+        digest.update(body[self._head_bytes :])
         return digest.digest()
 
 
@@ -63,17 +65,13 @@ class NoCache:
 
     on_failure: Callable[[str], None] = staticmethod(lambda message: None)
 
-    @contextmanager
-    def snapshot(self) -> Iterator[Lookup]:
-        """A look-up that never finds anything."""
-        yield lambda key: None
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The value under each key, or None: perhaps not for all keys, since 1 MB of values is enough at a time."""
+        return [None] * len(keys)
 
     def put(self, key: bytes, value: bytes, then: Callable[[], object]) -> None:
         """Calls `then` at once."""
         then()
-
-    def fail(self, error: Exception) -> None:
-        """A look-up has failed: the run goes on without it."""
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
@@ -93,24 +91,29 @@ class Cache(NoCache):
         self._may_go_on.acquire()
         self._broken = False
 
-    @contextmanager
-    def snapshot(self) -> Iterator[Lookup]:
-        """A look-up of one moment, for as long as nothing is awaited: a reader keeps old pages in use."""
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As in NoCache; if the cache fails, nothing is found."""
+        found: list[bytes | None] = []
+        size = 0
         try:
-            transaction = self._env.begin(buffers=True)
+            with self._env.begin() as transaction:
+                for stored in map(transaction.get, keys):
+                    found.append(stored)
+                    if stored:
+                        size += len(stored)
+                        if size > _FOUND_BYTES_MOST:
+                            break
         except lmdb.Error as error:
-            self.fail(error)
-            yield lambda key: None
-        else:
-            with transaction:
-                yield transaction.get
+            self._fail(error)
+            return [None] * len(keys)
+        return found
 
     def put(self, key: bytes, value: bytes, then: Callable[[], object]) -> None:
         """Stores a value and calls `then` on the loop once it is on the disk (or can't be)."""
         if self._broken:
             then()
         else:
-            self._commits.add((key, value, then))
+            self._commits.add([(key, value, then)])
 
     def _commit(self, batch: list[Item]) -> None:
         pairs = [(key, value) for key, value, _ in batch]
@@ -132,13 +135,12 @@ class Cache(NoCache):
 
     def _committed(self, batch: list[Item], error: Exception | None) -> None:
         if error:
-            self.fail(error)
+            self._fail(error)
         for _, _, then in batch:
             then()
 
-    def fail(self, error: Exception) -> None:
-        """Says once that something is wrong with it; nothing is stored any more."""
-        if not self._broken:
+    def _fail(self, error: Exception) -> None:
+        if not self._broken:  # said once, and nothing is stored any more
             self._broken = True
             self.on_failure(
                 f"the cache {self._folder} fails ({error}); this run goes on without it: "

@@ -1,5 +1,6 @@
 """The command: argv, environment, standard streams, signals and exit status; builds the rest."""
 
+import gc
 import os
 import select
 import signal
@@ -80,14 +81,14 @@ def check_files(jobs: int) -> None:
 
 def start(args: Namespace) -> int:
     """Runs the pipeline on an event loop; returns the exit status."""
-    import asyncio
-    import gc
-
-    import uvloop
-
     # A row under way is a few dozen objects, which Python's 700 would have it look through again and
     # again; what it leaves behind in cycles is little. A quarter of a live run's time.
     gc.set_threshold(20_000, 20, 100)
+
+    import asyncio
+
+    import uvloop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(args))
 
@@ -119,6 +120,7 @@ async def run(args: Namespace) -> int:
     progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
     catch_signals(pipeline, progress, args.stats)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
+    gc.freeze()  # what was made so far stays to the end, and is not looked through any more
     try:
         await pipeline.run()
     finally:

@@ -2,27 +2,29 @@
 
 HTTP 200 alone is not success: servers and proxies send errors, cut answers and refusals with it.
 A stored completion is the body byte for byte behind a small header that says where its content
-stands and what it cost, so that a replay need not parse the whole body.
+stands, which keys that has and what it cost, so that a replay need not parse the whole body.
 """
 
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import orjson
 
 from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
 from llmfilter.record import dump_text, parse_json
 
-# Format version, where the content's JSON string starts and ends (both 0: parse the body), prompt
-# tokens, completion tokens.
-_HEADER = struct.Struct("<BIIII")
-_VERSION = 1
+# Format version; where the keys end that follow; where the content's JSON string starts and ends
+# (both 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content
+# is nothing but one JSON object in one line, else there are none.
+HEADER = struct.Struct("<BHIIII")
+VERSION = 2
+_KEYS_BYTES_MOST = 1000
 _UINT32_MAX = (1 << 32) - 1
 _SHOWN = 1000  # characters of a body that is no completion
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """What the model said, and the tokens it was billed with (0 where the server didn't say).
 
     fault: why it is no answer although it was paid for, or None.
@@ -110,19 +112,34 @@ def _count(tokens: Any) -> int:
 
 def pack(body: bytes, completion: Completion) -> bytes:
     """A completion as it is stored."""
+    tokens = completion.prompt_tokens, completion.completion_tokens
     literal = dump_text(completion.content)
     at = body.find(literal)  # wherever it stands: equal bytes read back as equal text
-    start, end = (_HEADER.size + at, _HEADER.size + at + len(literal)) if at >= 0 else (0, 0)
-    return _HEADER.pack(_VERSION, start, end, completion.prompt_tokens, completion.completion_tokens) + body
+    if at < 0:
+        return HEADER.pack(VERSION, HEADER.size, 0, 0, *tokens) + body
+    keys = _keys(completion.content)
+    keys_end = HEADER.size + len(keys)
+    start = keys_end + at
+    return HEADER.pack(VERSION, keys_end, start, start + len(literal), *tokens) + keys + body
 
 
-def unpack(stored: bytes | memoryview) -> tuple[str, int, int] | None:
-    """A stored completion's content, prompt tokens and completion tokens; None if this version can't read it."""
+def _keys(content: str) -> bytes:
+    if not (content.startswith("{") and content.endswith("}")) or "\n" in content or "\r" in content:
+        return b""
     try:
-        version, start, end, prompt_tokens, completion_tokens = _HEADER.unpack_from(stored)
-        if version != _VERSION:
-            return None
-        content = parse_json(stored[start:end]) if end else read_completion(bytes(stored[_HEADER.size :])).content
-    except (struct.error, ValueError, Faulty):
-        return None
-    return content, prompt_tokens, completion_tokens
+        keys = orjson.dumps(list(orjson.loads(content)))
+    except orjson.JSONDecodeError:
+        return b""
+    return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
+
+
+def unpack(stored: bytes) -> tuple[str, int, int]:
+    """A stored completion's content, prompt tokens and completion tokens; RowError if this version can't read it."""
+    try:
+        version, keys_end, start, end, prompt_tokens, completion_tokens = HEADER.unpack_from(stored)
+        if version == VERSION:
+            content = parse_json(stored[start:end]) if end else read_completion(stored[keys_end:]).content
+            return content, prompt_tokens, completion_tokens
+    except (struct.error, ValueError):
+        pass
+    raise RowError("server", "what is stored can't be read")

@@ -205,7 +205,7 @@ class Flights:
             self._stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
         else:
             self._stats.answered += 1
-        self._output.answer(row.number, splice(row.raw, row.record, *outcome))
+        self._output.answers({row.number: splice(row.raw, row.record, *outcome)})
 
     def _give_up(self, flight: Flight) -> None:
         lines = [row.number for row in flight.rows]

@@ -53,9 +53,10 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
         if args.dry_run:
             raise UsageError("-n sends nothing, so it can't ask the server for its model: give -m NAME")
         model = await only_model(connect())
+    prompt = Prompt(user, system, model, fields)
     return Job(
-        Prompt(user, system, model, fields),
-        Keys(endpoint.url, args.header),
+        prompt,
+        Keys(endpoint.url, args.header, prompt.head),
         checks,
         args.reask,
         args.jobs,

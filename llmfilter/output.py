@@ -31,7 +31,7 @@ class Writer:
         self._write = write
         self._on_written = on_written
         self._batches = Batcher(self._join, self._written)
-        self.put = self._batches.add  # queues one line; it is written as soon as nothing else is under way
+        self.put = self._batches.add  # queues lines; they are written as soon as nothing else is under way
         self.error: Exception | None = None
         self.lost_line: int | None = None
 
@@ -48,11 +48,16 @@ class Writer:
         self.error = self.error or error
         if self.error:
             self.lost_line = lowest([(self.lost_line or 0, b""), *batch])
-        self._on_written(sum([len(line) for _, line in batch]) + _LINE_BYTES * len(batch))
+        self._on_written(size_of(batch))
 
     def waiting(self) -> list[Line]:
         """What is queued or being written."""
         return self._batches.under_way + self._batches.pending
+
+
+def size_of(lines: list[Line]) -> int:
+    """About their memory."""
+    return sum([len(line) for _, line in lines]) + _LINE_BYTES * len(lines)
 
 
 def lowest(lines: Iterable[Line]) -> int | None:
@@ -92,31 +97,35 @@ class Output:
         self._stdout = Writer(stdout, self._count_written)
         self._stderr = Writer(stderr, self._count_written)
         self._order = Order(self._emit_in_turn) if keep_order else None
-        self._emit = self._order.put if self._order else self._stdout.put
         self.size = 0
 
-    def answer(self, number: int, line: bytes) -> None:
-        """The answer to the row on line `number`, with its newline."""
-        self.size += len(line) + _LINE_BYTES
-        self._emit((number, line))
+    def answers(self, lines: dict[int, bytes]) -> None:
+        """The answers to rows by their number, each with its newline."""
+        if self._order:
+            self.size += size_of(list(lines.items()))
+            self._order.put(lines)
+        else:
+            whole = (next(iter(lines)), b"".join(lines.values()))
+            self.size += size_of([whole])
+            self._stdout.put([whole])
 
     def error(self, number: int, line: bytes) -> None:
         """The error line of the row on line `number`, with its newline."""
-        self.size += len(line) + _LINE_BYTES
-        self._stderr.put((number, line))
+        self._to_stderr((number, line))
         self.skip(number)
 
     def skip(self, number: int) -> None:
         """Line `number` yields nothing on stdout."""
         if self._order:
-            self.size += _LINE_BYTES
-            self._order.put((number, b""))
+            self.answers({number: b""})
 
     def say(self, message: str) -> None:
         """A plain line on stderr."""
-        line = f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")
-        self.size += len(line) + _LINE_BYTES
-        self._stderr.put((0, line))
+        self._to_stderr((0, f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")))
+
+    def _to_stderr(self, line: Line) -> None:
+        self.size += size_of([line])
+        self._stderr.put([line])
 
     def has_room_for(self, number: int) -> bool:
         """Whether the line of an earlier row, `number`, may come, with or without room for new ones.
@@ -129,7 +138,7 @@ class Output:
 
     def _emit_in_turn(self, numbered: Line) -> None:
         if numbered[1]:
-            self._stdout.put(numbered)
+            self._stdout.put([numbered])
         else:
             self.size -= _LINE_BYTES
 
@@ -173,10 +182,10 @@ class Order:
         self._held: dict[int, bytes] = {}
         self.size = 0
 
-    def put(self, numbered: Line) -> None:
-        """Takes a line."""
-        self._held[numbered[0]] = numbered[1]
-        self.size += len(numbered[1]) + _LINE_BYTES
+    def put(self, lines: dict[int, bytes]) -> None:
+        """Takes lines."""
+        self._held.update(lines)
+        self.size += size_of(list(lines.items()))
         while self.next in self._held:
             self._release(self.next)
             self.next += 1
@@ -192,7 +201,7 @@ class Order:
 
     def _release(self, number: int) -> None:
         line = self._held.pop(number)
-        self.size -= len(line) + _LINE_BYTES
+        self.size -= size_of([(number, line)])
         self._emit((number, line))
 
 

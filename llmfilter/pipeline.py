@@ -1,27 +1,31 @@
-"""One run, every stage in order: rows → prompt → cache → (flights: chat → answer → cache) → output."""
+"""One run, every stage in order: rows → prompt → cache → (flights: chat → answer → cache) → output.
+
+Up to the cache a few dozen rows take each stage together: a call for each row and stage would cost
+more than the stages do.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmfilter.answer import Answer, Checks
-from llmfilter.cache import CacheError, Keys, Lookup, NoCache
-from llmfilter.completion import unpack
+from llmfilter.answer import Checks
+from llmfilter.cache import Keys, NoCache
 from llmfilter.errors import RowError, RunError
 from llmfilter.flights import Flights
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
 from llmfilter.prompt import Prompt
-from llmfilter.record import splice
-from llmfilter.rows import Overlong, Row, Rows, parse_record
+from llmfilter.replay import Replay
+from llmfilter.rows import Overlong, Row, Rows, parse_records
 from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
     from llmfilter.chat import Chat
 
+_ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
 
-@dataclass(frozen=True)
-class Job:
+
+class Job(NamedTuple):
     """What is done with each row. connect makes the client when the first row needs it, since loading
     it takes longer than a run that the cache can answer."""
 
@@ -35,8 +39,7 @@ class Job:
     is_dry: bool = False
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(NamedTuple):
     """Why a run ends early: the exit status, and what to say (None where nobody would listen)."""
 
     status: int
@@ -58,7 +61,10 @@ class Pipeline:
             job.connect, job.prompt, job.checks, job.reasks, job.cache, self.output, stats, self._wake, self._refuse
         )
         job.cache.on_failure = self.output.say
+        self._replay = Replay(job.checks, stats)
         self._number = 0  # of the line taken last
+        self._singly_until = 0  # up to this line they are taken one by one: one of them is at fault
+        self._found_all = True  # what was taken last was in the cache, and so perhaps is what follows
         self._changed = asyncio.Event()
         self._bug: BaseException | None = None
         self.asked_bytes = 0
@@ -67,10 +73,10 @@ class Pipeline:
     async def run(self) -> None:
         """Until every row has its line; after `stop()`, until all that was sent has."""
         try:
-            async for block in self.rows:
-                lines = iter(block)
-                while not self.stopped and not self._take(lines):
-                    await self._until(lambda: self._has_room() or self.stopped is not None)
+            async for lines in self.rows:
+                before = self._number
+                while (at := self._number - before) < len(lines) and (room := await self._room()):
+                    self._take(lines[at : at + room])
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
         await self._until(lambda: not self.flights.count)
@@ -100,60 +106,65 @@ class Pipeline:
             lines.append(self._number + 1)
         return min([line for line in lines if line is not None], default=None)
 
-    def _take(self, lines: Iterator[bytes]) -> bool:
-        """Takes rows while there is room: a cache hit is printed at once, a miss becomes a request.
+    def _take(self, lines: list[bytes]) -> None:
+        """Takes rows: what the cache has is printed at once, the others become requests.
 
-        Returns whether all lines were taken.
+        It may be none, if there is a fault in one of several, and only some where that makes too many
+        requests or their answers are too large to be held together.
         """
-        with self._job.cache.snapshot() as look_up:
-            for line in lines:
-                self._number += 1
-                raw = line.strip()
-                if raw or isinstance(line, Overlong):
-                    self.stats.rows += 1
-                    self._take_row(line, raw, look_up)
-                else:
-                    self.output.skip(self._number)
-                if not self._has_room():
-                    return False
-        return True
-
-    def _take_row(self, line: bytes, raw: bytes, look_up: Lookup) -> None:
-        job, number = self._job, self._number
-        record = None
-        try:
-            record = parse_record(line)
-            body = job.prompt.body(record, raw)
-        except RowError as error:
-            self.stats.by_kind[error.kind] += 1
-            self.output.error(number, error_line(number, error, 0, raw, is_record=record is not None))
+        job, first = self._job, self._number + 1
+        raws = list(map(bytes.strip, lines))
+        if not raws[0] and not isinstance(lines[0], Overlong):  # a line of white space yields nothing
+            self._number = first
+            self.output.skip(first)
             return
-        key = job.keys(body)
+        records: list[dict[str, Any]] = []
         try:
-            stored = look_up(key)
-        except CacheError as error:
-            job.cache.fail(error)
-            stored = None
-        answer = self._replay(stored) if stored else None
-        if job.is_dry:
-            self.asked_bytes += 0 if answer else len(body)
-            self.output.answer(number, body + b"\n")
-        elif answer:
-            self.output.answer(number, splice(raw, record, *answer))
-        else:
-            self.flights.start(Row(number, raw, record), key, body)
+            records = parse_records(lines)
+            bodies = list(map(job.prompt.body, records, raws))
+        except RowError as error:
+            if len(lines) > 1:
+                self._singly_until = self._number + len(lines)
+            else:
+                self._fail(raws[0], error, is_record=bool(records))
+            return
+        keys = list(map(job.keys.of, bodies))
+        found = job.cache.find(keys)
+        replay = self._replay.line
+        printed: dict[int, bytes] = {}
+        self._found_all = True
+        for number, raw, record, body, key, stored in zip(count(first), raws, records, bodies, keys, found):
+            line = replay(stored, raw, record) if stored else None
+            if job.is_dry:
+                self.asked_bytes += 0 if line else len(body)
+                printed[number] = body + b"\n"
+            elif line:
+                printed[number] = line
+            else:
+                self._found_all = False
+                self.flights.start(Row(number, raw, record), key, body)
+                if self.flights.count == job.jobs:
+                    break
+        self.stats.rows += number - self._number
+        self._number = number
+        if printed:
+            self.output.answers(printed)
 
-    def _replay(self, stored: memoryview) -> Answer | None:
-        """A cached answer, or None if it does not pass today's checks."""
-        try:
-            completion = unpack(stored)
-            if completion:
-                answer = self._job.checks.read(completion[0])
-                self.stats.count_replay(*completion[1:])
-                return answer
-        except RowError:
-            pass
-        return None
+    def _fail(self, raw: bytes, error: RowError, is_record: bool) -> None:
+        self._number += 1
+        self.stats.rows += 1
+        self.stats.by_kind[error.kind] += 1
+        self.output.error(self._number, error_line(self._number, error, 0, raw, is_record))
+
+    async def _room(self) -> int:
+        """How many rows may be taken, as soon as there is room; 0 once the run is stopped."""
+        await self._until(lambda: self._has_room() or self.stopped is not None)
+        if self.stopped:
+            return 0
+        if self._number < self._singly_until:
+            return 1
+        # A row that becomes a request and finds no slot was read in vain.
+        return _ROWS_MOST if self._found_all else min(self._job.jobs - self.flights.count, _ROWS_MOST)
 
     def _has_room(self) -> bool:
         return (

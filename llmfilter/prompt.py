@@ -80,6 +80,7 @@ class Prompt:
 
     user: the template of the user message, or None where each record carries its own `messages`;
     system: the template of the system message; fields: the other request fields, in order.
+    head: what each body begins with.
     """
 
     def __init__(
@@ -95,20 +96,22 @@ class Prompt:
         self._own_at: int | None = None
         if system:
             self._add_message(b"system", system)
-            self._parts.append(b",")
+            self._parts[-1] += b","
         if user:
             self._add_message(b"user", user)
         else:
             self._own_at = len(self._parts)
-            self._parts.append(b"")
-        self._parts.append(self._tail)
+            self._parts += [b"", b""]
+        self._parts[-1] += self._tail
+        self.head = self._parts[0]
 
     def _add_message(self, role: bytes, template: Template) -> None:
-        self._parts.append(b'{"role":"%b","content":"' % role)
-        first = len(self._parts)
+        self._parts[-1] += b'{"role":"%b","content":"%b' % (role, template.parts[0])
+        first = len(self._parts) - 1
         for at, name in zip(template.holes, template.names, strict=True):
             self._holes.append((first + at, name, None if "." in name else name))
-        self._parts += [*template.parts, b'"}']
+        self._parts += template.parts[1:]
+        self._parts[-1] += b'"}'
 
     def body(self, record: Mapping[str, Any], raw: bytes) -> bytes:
         """The request for one record, whose own bytes are `raw`; RowError(`template`) if it can't be built."""

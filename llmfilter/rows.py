@@ -11,7 +11,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,8 +19,8 @@ import orjson
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json
 
-BLOCK_BYTES = 1 << 17  # one read
-AHEAD_BYTES = 3 * BLOCK_BYTES  # read but not yet taken: with what is in hand about half a MB
+BLOCK_BYTES = 1 << 18  # one read
+AHEAD_BYTES = 2 * BLOCK_BYTES  # read but not yet taken: with what is in hand about 1 MB
 LINE_BYTES_MAX = 64 << 20
 SHOWN_BYTES = 1 << 10  # of a line that is too long
 BOM = b"\xef\xbb\xbf"
@@ -30,28 +30,36 @@ class Overlong(bytes):
     """The beginning of a line of more than LINE_BYTES_MAX bytes; the rest was not kept."""
 
 
-def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Chunks of any size → non-empty lists of lines without their newline; holds one line at most."""
-    parts: list[bytes] = []  # of the line that has not ended yet
-    size = 0
-    for chunk in chunks:
+class Splitter:
+    """Chunks of any size → lines without their newline; holds one line at most."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []  # of the line that has not ended yet
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that end in this chunk."""
         lines = chunk.split(b"\n")
         if lines[0]:
-            parts.append(lines[0])
-            size += len(lines[0])
-            if size > LINE_BYTES_MAX:
-                parts = [_beginning(parts)]
-        if len(lines) > 1:
-            lines[0] = _join(parts, size)
-            last = lines.pop()
-            parts, size = [last] if last else [], len(last)
-            yield lines
-    if parts:
-        yield [_join(parts, size)]
+            self._parts.append(lines[0])
+            self._size += len(lines[0])
+            if self._size > LINE_BYTES_MAX:
+                self._parts = [_beginning(self._parts)]
+        if len(lines) == 1:
+            return []
+        last = lines.pop()
+        lines[:1] = self._join()
+        self._parts, self._size = [last] if last else [], len(last)
+        return lines
 
+    def flush(self) -> list[bytes]:
+        """The last line, if it has no newline."""
+        return self._join() if self._parts else []
 
-def _join(parts: list[bytes], size: int) -> bytes:
-    return b"".join(parts) if size <= LINE_BYTES_MAX else Overlong(_beginning(parts))
+    def _join(self) -> list[bytes]:
+        if self._size > LINE_BYTES_MAX:
+            return [Overlong(_beginning(self._parts))]
+        return [b"".join(self._parts)]
 
 
 def _beginning(parts: list[bytes]) -> bytes:
@@ -71,10 +79,6 @@ def read_chunks(fd: int) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-def _size(block: list[bytes]) -> int:
-    return sum(map(len, block)) + len(block)
 
 
 class Ahead:
@@ -107,8 +111,9 @@ class Rows:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._loop = asyncio.get_running_loop()
-        self._blocks: deque[list[bytes] | OSError | None] = deque()
+        self._chunks: deque[bytes | OSError] = deque()
         self._ahead = Ahead()
+        self._splitter = Splitter()
         self._wake = asyncio.Event()
         self._stopped = False
         self.ended = False
@@ -125,24 +130,39 @@ class Rows:
         return self
 
     async def __anext__(self) -> list[bytes]:
-        while not self._blocks and not self._stopped:
+        lines: list[bytes] = []
+        size = 0
+        while not lines and not self.ended:
+            chunk = await self._next_chunk()
+            # Split here, not in the thread that read it: that would keep the lock of the interpreter
+            # from the loop, and the lines would lie in the caches of another processor.
+            if chunk:
+                self._ahead.take(len(chunk))
+                size += len(chunk)
+                lines = self._splitter.feed(chunk)
+            else:
+                self.ended = True
+                lines = self._splitter.flush()
+        if not lines:
+            raise StopAsyncIteration
+        if not self.lines_read:
+            lines[0] = lines[0] if isinstance(lines[0], Overlong) else lines[0].removeprefix(BOM)
+        self._block_lines, self._block_bytes = len(lines), size
+        self.lines_read += self._block_lines
+        self.bytes_read += self._block_bytes
+        return lines
+
+    async def _next_chunk(self) -> bytes:
+        """Some bytes; none at the end."""
+        while not self._chunks and not self._stopped:
             self._wake.clear()
             await self._wake.wait()
         if self._stopped:
             raise StopAsyncIteration
-        block = self._blocks.popleft()
-        if isinstance(block, OSError):
-            raise block
-        if block is None:
-            self.ended = True
-            raise StopAsyncIteration
-        self._block_lines, self._block_bytes = len(block), _size(block)
-        self._ahead.take(self._block_bytes)
-        if not self.lines_read and block[0].startswith(BOM):
-            block[0] = block[0].removeprefix(BOM)
-        self.lines_read += self._block_lines
-        self.bytes_read += self._block_bytes
-        return block
+        chunk = self._chunks.popleft()
+        if isinstance(chunk, OSError):
+            raise chunk
+        return chunk
 
     def bytes_until(self, line: int) -> float:
         """About how many bytes the first lines have, up to this one of the block handed out last."""
@@ -152,11 +172,11 @@ class Rows:
         return self.bytes_read - rest * self._block_bytes
 
     def _read(self) -> None:
-        end: OSError | None = None
+        end: bytes | OSError = b""
         try:
-            for lines in split_lines(read_chunks(self._fd)):
-                self._ahead.add(_size(lines))
-                if not self._deliver(lines):
+            for chunk in read_chunks(self._fd):
+                self._ahead.add(len(chunk))
+                if not self._deliver(chunk):
                     return
         except OSError as error:
             end = error
@@ -164,15 +184,15 @@ class Rows:
             end = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         self._deliver(end)
 
-    def _deliver(self, block: list[bytes] | OSError | None) -> bool:
+    def _deliver(self, chunk: bytes | OSError) -> bool:
         try:
-            self._loop.call_soon_threadsafe(self._receive, block)
+            self._loop.call_soon_threadsafe(self._receive, chunk)
         except RuntimeError:  # the loop has closed: the program is on its way out
             return False
         return True
 
-    def _receive(self, block: list[bytes] | OSError | None) -> None:
-        self._blocks.append(block)
+    def _receive(self, chunk: bytes | OSError) -> None:
+        self._chunks.append(chunk)
         self._wake.set()
 
 
@@ -182,6 +202,18 @@ class Row(NamedTuple):
     number: int
     raw: bytes
     record: dict[str, Any]
+
+
+def parse_records(lines: list[bytes]) -> list[dict[str, Any]]:
+    """Lines → their records; raises RowError(`input`) where one is not one JSON object."""
+    try:
+        records = list(map(orjson.loads, lines))
+    except orjson.JSONDecodeError:
+        pass
+    else:
+        if {*map(type, lines), *map(type, records)} == {bytes, dict}:
+            return records
+    return [parse_record(line) for line in lines]
 
 
 def parse_record(line: bytes) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """The cache folder: what it may be, what it may not, and what happens to it under stress."""
 
+import asyncio
+import json
 import os
 import stat
 import sys
+from functools import partial
 
 import lmdb
 import pytest
 from program import ASK, Program, Programs, rows
-from server import Server
+from server import Server, completion
+
+from llmfilter.cache import Cache
 
 ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
 
@@ -119,6 +124,32 @@ def test_a_folder_that_cannot_be_made_is_refused(program: Programs, server: Serv
 def test_a_read_only_folder_is_refused(program: Programs, server: Server) -> None:
     program.cache.mkdir(mode=0o500)
     assert is_refused(program.run(*ASK, input=rows([1])), server, str(program.cache), "--no-cache")
+
+
+# Looking up.
+
+
+def test_of_large_answers_only_some_are_held_at_once(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion(json.dumps({"echo": request.prompt * 400_000}))
+    run = program.run(*ASK, "-k", input=rows(range(1, 8)))
+    assert [row["echo"][0] for row in run.rows] == list("1234567")
+    assert program.run(*ASK, "-k", input=rows(range(1, 8))).lines == run.lines
+    assert len(server.requests) == 7
+
+    async def find() -> None:
+        cache = Cache(program.cache)
+        keys = [bytes([each]) * 32 for each in range(5)]
+        stored: list[bytes] = []
+        for key in keys[:-1]:
+            cache.put(key, key * 20_000, partial(stored.append, key))
+        while len(stored) < 4:
+            await asyncio.sleep(0)
+        assert [value and value[:32] for value in cache.find(keys)] == keys[:2]
+        assert [value and value[:32] for value in cache.find(keys[::-1])] == [None, keys[3], keys[2]]
+        assert cache.find([b"x" * 32]) == [None]
+        cache.close()
+
+    asyncio.run(find())
 
 
 # Stress.

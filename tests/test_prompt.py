@@ -56,6 +56,16 @@ def test_a_value_goes_in_as_it_is_and_is_never_expanded_again(a: str, b: str) ->
     assert fill("<{a}{b}|{a}>", raw) == f"<{a}{b}|{a}>"
 
 
+@given(pieces, st.none() | pieces, st.booleans())
+def test_each_body_begins_with_the_same_head(user: str, system: str | None, has_own: bool) -> None:
+    templates = None if has_own else Template(user), None if system is None else Template(system)
+    prompt = Prompt(*templates, "m", {"seed": 1})
+    for raw in ('{"a":"","b":"","messages":[{}]}', '{"a":"x","b":"\\n","messages":[{"role":"user"}]}'):
+        body = prompt.body(parse_json(raw), raw.encode())
+        assert body.startswith(prompt.head)
+        assert json.loads(body)["seed"] == 1
+
+
 @settings(deadline=None)
 @given(numbers)
 @example("-0")

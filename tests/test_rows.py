@@ -1,19 +1,26 @@
 """rows: bytes → lines → records."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmfilter.errors import RowError
-from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, parse_record, split_lines
+from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Splitter, parse_record, parse_records
 
 MIB = b"x" * (1 << 20)
 
 
+def split(chunks: Iterable[bytes]) -> list[bytes]:
+    """All lines that come out."""
+    splitter = Splitter()
+    return [*[line for chunk in chunks for line in splitter.feed(chunk)], *splitter.flush()]
+
+
 def lines_of(data: bytes) -> list[bytes]:
-    """What `split_lines` is to yield: a last line counts even without its newline."""
+    """What is to come out: a last line counts even without its newline."""
     lines = data.split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
@@ -24,46 +31,37 @@ def lines_of(data: bytes) -> list[bytes]:
 @example([b"\n"])
 @example([b"", b"a", b"", b"\n", b"b"])
 def test_any_chunks_give_the_lines_of_the_whole(chunks: list[bytes]) -> None:
-    blocks = list(split_lines(chunks))
-    assert all(blocks)
-    assert [line for block in blocks for line in block] == lines_of(b"".join(chunks))
+    assert split(chunks) == lines_of(b"".join(chunks))
 
 
 def test_lines_come_out_as_soon_as_they_end() -> None:
-    given_out = []
-
-    def chunks() -> Iterator[bytes]:
-        yield b"a\nb"
-        given_out.append("second")
-        yield b"c\n"
-
-    blocks = split_lines(chunks())
-    assert next(blocks) == [b"a"]
-    assert not given_out
-    assert next(blocks) == [b"bc"]
+    splitter = Splitter()
+    assert splitter.feed(b"a\nb") == [b"a"]
+    assert splitter.feed(b"c\n") == [b"bc"]
+    assert splitter.flush() == []
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_a_line_that_is_too_long_keeps_its_beginning_only(end: bytes) -> None:
     chunks = [b"ab\n", b'{"a":', *[MIB] * 65, b"z" + end]
-    lines = [line for block in split_lines(chunks) for line in block]
+    lines = split(chunks)
     assert lines == [b"ab", (b'{"a":' + MIB)[:SHOWN_BYTES]]
     assert isinstance(lines[1], Overlong)
     assert not isinstance(lines[0], Overlong)
 
 
 def test_the_line_after_one_that_is_too_long_is_whole() -> None:
-    lines = [line for block in split_lines([*[MIB] * 65, b"\n{", b"}\n"]) for line in block]
+    lines = split([*[MIB] * 65, b"\n{", b"}\n"])
     assert lines[1:] == [b"{}"]
     assert not isinstance(lines[1], Overlong)
 
 
 def test_a_line_of_just_the_greatest_length_is_whole() -> None:
     chunks = [MIB] * (LINE_BYTES_MAX >> 20)
-    ((line,),) = split_lines([*chunks, b"\n"])
+    (line,) = split([*chunks, b"\n"])
     assert len(line) == LINE_BYTES_MAX
     assert not isinstance(line, Overlong)
-    ((line,),) = split_lines([*chunks, b"x\n"])
+    (line,) = split([*chunks, b"x\n"])
     assert isinstance(line, Overlong)
 
 
@@ -112,3 +110,24 @@ def test_what_is_no_record_is_an_input_error_that_says_why(line: bytes, words: l
         parse_record(line)
     assert caught.value.kind == "input"
     assert [word for word in words if word not in caught.value.message] == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [b'{"a": 1}', b" {}"],
+        [b'{"a": 1}', b'{"a": 1e400}'],
+        [b'{"a": 1}', b"[]"],
+        [b"{", b'{"a": 1}'],
+        [b'{"a": 1}', Overlong(b'{"a": 1}')],
+    ],
+)
+def test_several_lines_are_read_as_each_would_be(lines: list[bytes]) -> None:
+    try:
+        records = [parse_record(line) for line in lines]
+    except RowError as error:
+        with pytest.raises(RowError, match=re.escape(error.message)):
+            parse_records(lines)
+    else:
+        assert parse_records(lines) == records

@@ -4,6 +4,7 @@ import itertools
 import os
 import pty
 import socket
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from program import ASK, Programs, rows
 from server import PATIENCE_S, Request, Response, Server, completion
 
 from llmfilter.errors import RowError
-from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, parse_record, split_lines
+from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Splitter, parse_record
 
 ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
 
@@ -23,19 +24,22 @@ ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
 pieces = st.lists(st.sampled_from([b"\n", b"\n\n", b"\r\n", b"a", b"bc", b" ", b"\x00"]) | st.binary()).map(b"".join)
 
 
+def split(data: bytes, ends: Iterable[int]) -> list[bytes]:
+    splitter = Splitter()
+    chunks = [data[start:end] for start, end in itertools.pairwise([0, *ends, len(data)])]
+    return [*[line for chunk in chunks for line in splitter.feed(chunk)], *splitter.flush()]
+
+
 @given(pieces, st.lists(st.integers(0, 20)))
 def test_lines_do_not_depend_on_how_the_bytes_arrive(data: bytes, sizes: list[int]) -> None:
-    ends = [0, *itertools.accumulate(sizes), len(data)]
-    blocks = list(split_lines(data[start:end] for start, end in itertools.pairwise(ends)))
     lines = data.split(b"\n")
-    assert [line for block in blocks for line in block] == (lines if lines[-1] else lines[:-1])
-    assert all(blocks)
+    assert split(data, itertools.accumulate(sizes)) == (lines if lines[-1] else lines[:-1])
 
 
 @pytest.mark.parametrize("size", [1 << 10, 1 << 20, LINE_BYTES_MAX])
 def test_of_an_overlong_line_only_the_beginning_is_kept(size: int) -> None:
     data = b"a\nb" + b"c" * LINE_BYTES_MAX + b"\nd"
-    lines = [line for block in split_lines(data[at : at + size] for at in range(0, len(data), size)) for line in block]
+    lines = split(data, range(size, len(data), size))
     assert lines == [b"a", b"b" + b"c" * (SHOWN_BYTES - 1), b"d"]
     assert isinstance(lines[1], Overlong)
 

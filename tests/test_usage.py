@@ -181,13 +181,14 @@ def test_the_body_and_the_key_of_a_request_never_change() -> None:
         '{"role":"user","content":"Is [1.0,\\"ü\\"] 12345678901234567890123 “é”?"}],'
         '"temperature":0,"response_format":{"type":"json_object"},"max_tokens":9,"stop":"é"}'
     )
-    keys = Keys("https://api.openai.com/v1/chat/completions", ["X-Team: $TEAM"])
-    assert keys(body).hex() == "ac91aee997ade4da4f280d75f040bdddd715e1441f354d94708a566f49bc269a"
+    for head in (b"", prompt.head):
+        keys = Keys("https://api.openai.com/v1/chat/completions", ["X-Team: $TEAM"], head)
+        assert keys.of(body).hex() == "ac91aee997ade4da4f280d75f040bdddd715e1441f354d94708a566f49bc269a"
 
 
 def test_what_the_key_of_a_request_depends_on() -> None:
     keys = {
-        Keys(url, headers)(body)
+        Keys(url, headers).of(body)
         for url in ("http://a/v1", "http://a/v2")
         for headers in ([], ["X: 1"], ["X: 1", "Y: 2"], ["X: 1Y: 2"])
         for body in (b"{}", b"[]")

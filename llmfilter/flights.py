@@ -204,7 +204,7 @@ class Flights:
         if flight.is_shared and completion:
             self._stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
         else:
-            self._stats.answered += 1
+            self._stats.asked += 1
         self._output.answers({row.number: splice(row.raw, row.record, *outcome)})
 
     def _give_up(self, flight: Flight) -> None:

@@ -130,12 +130,12 @@ class Pipeline:
             return
         keys = list(map(job.keys.of, bodies))
         found = job.cache.find(keys)
-        replay = self._replay.line
+        replay, is_dry = self._replay.line, job.is_dry
         printed: dict[int, bytes] = {}
         self._found_all = True
         for number, raw, record, body, key, stored in zip(count(first), raws, records, bodies, keys, found):
             line = replay(stored, raw, record) if stored else None
-            if job.is_dry:
+            if is_dry:
                 self.asked_bytes += 0 if line else len(body)
                 printed[number] = body + b"\n"
             elif line:

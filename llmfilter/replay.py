@@ -29,20 +29,24 @@ class Replay:
     """Makes output lines of what is stored, and counts them."""
 
     def __init__(self, checks: Checks, stats: Stats) -> None:
-        self._checks = checks
+        self._read = checks.read
+        self._takes_any = checks.takes_any
         self._stats = stats
 
     def line(self, stored: bytes, raw: bytes, record: Mapping[str, Any]) -> bytes | None:
         """The line, or None if what is stored does not pass today's checks."""
         try:
             version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
-            keys = stored[HEADER.size : keys_end] if version == VERSION and self._checks.takes_any else b""
+            keys = stored[HEADER.size : keys_end] if version == VERSION and self._takes_any else b""
             if keys and record and record.keys().isdisjoint(_read_keys(keys)):
                 line = b"%b,%b\n" % (raw[:-1], loads(stored[start:end]).encode()[1:])
             else:
                 content, prompt_tokens, completion_tokens = unpack(stored)
-                line = splice(raw, record, *self._checks.read(content))
+                line = splice(raw, record, *self._read(content))
         except (struct.error, ValueError, RowError):
             return None
-        self._stats.count_replay(prompt_tokens, completion_tokens)
+        stats = self._stats
+        stats.cached += 1
+        stats.saved_prompt += prompt_tokens
+        stats.saved_completion += completion_tokens
         return line

@@ -8,10 +8,13 @@ from typing import Any
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one run; rows = answered + failed (+ unfinished, after an early stop)."""
+    """Counters of one run; rows = answered + failed (+ unfinished, after an early stop).
+
+    asked: rows that were answered by a request of their own; cached: without one.
+    """
 
     rows: int = 0
-    answered: int = 0
+    asked: int = 0
     cached: int = 0
     by_kind: Counter[str] = field(default_factory=Counter)
     requests: int = 0
@@ -25,10 +28,14 @@ class Stats:
 
     def count_replay(self, prompt_tokens: int, completion_tokens: int) -> None:
         """A row was answered without a request of its own."""
-        self.answered += 1
         self.cached += 1
         self.saved_prompt += prompt_tokens
         self.saved_completion += completion_tokens
+
+    @property
+    def answered(self) -> int:
+        """Rows that got an answer."""
+        return self.asked + self.cached
 
     @property
     def failed(self) -> int:

@@ -163,6 +163,10 @@ class Program:
         self._process.wait(PATIENCE_S)
         return self
 
+    def wait(self) -> None:
+        """Waits for its end, and reads nothing."""
+        self._process.wait(PATIENCE_S)
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 

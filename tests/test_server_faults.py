@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import socket
+import sys
 import threading
 import zlib
 from collections import Counter
@@ -195,3 +196,42 @@ def test_many_rows_that_share_answers_all_come_out_behind_a_stalled_reader(serve
     run.wait_asleep(server.thread_id)  # nobody has read a line
     run.finish()
     assert run.status == 0 and sorted(row["id"] for row in run.rows) == sorted([*range(900)] * 2)
+
+
+def test_with_k_large_answers_that_rows_share_all_come_out(server: Server, program: Programs) -> None:
+    server.answer = lambda request: completion({"pad": "x" * 300_000})
+    server.hold(lambda request: request.prompt == "0")
+    run = program.start(*ASK, "-k")
+    run.write(rows([0, *[1, 2] * 8]))
+    server.wait_for(3)
+    server.wait_answered(2)
+    run.wait_asleep(server.thread_id)  # more lines wait behind the first than there is room for
+    server.release()
+    run.finish()
+    assert run.status == 0 and [row["id"] for row in run.rows] == [0, *[1, 2] * 8]
+
+
+def test_large_requests_that_the_server_does_not_read_leave_no_memory_behind(program: Programs) -> None:
+    count, size = 20, 4 << 20
+    program.write("pad.md", "{pad}")
+    with socket.create_server(("127.0.0.1", 0), backlog=count) as listener:  # nobody accepts, let alone reads
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        run = program.start("-p", "pad.md", "-j", "1", "-r", "0", "--timeout", "0.1", "-u", url)
+        for each in range(count):
+            line = b'{"pad":"%d%b"}\n' % (each, b"x" * size)
+            run.write(line, lambda: run.stderr.endswith(b"\n")).forget()
+        memory_kb = run.memory_kb()
+        run.finish()
+    assert run.status == 1
+    assert memory_kb < count * size // 1000
+
+
+def test_an_unusable_answer_ends_a_time_of_limits_too(server: Server, program: Programs) -> None:
+    replies = [error(429, "slow down"), completion("no JSON"), error(429, "slow down"), completion({"n": 1})]
+    server.answer = lambda request: replies[len(server.requests) - 1]
+    program.write(
+        "launch.py",
+        "import sys, llmfilter.chat, llmfilter.cli\nllmfilter.chat.LIMIT_S = 0\nsys.exit(llmfilter.cli.main())",
+    )
+    run = program.run(*ASK, "-j", "1", "--reask", "0", input=rows(range(2)), command=[sys.executable, "launch.py"])
+    assert ([line["error"] for line in run.errors], len(run.lines)) == (["unparsable"], 1)

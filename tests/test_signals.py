@@ -48,6 +48,16 @@ def test_the_second_signal_stops_at_once(program: Programs, server: Server, seco
     assert "stopped at line 2, 1 rows are done" in run.said[1]
 
 
+def test_a_stderr_that_nobody_reads_does_not_keep_the_second_signal(program: Programs) -> None:
+    run = program.start(*ASK)
+    run.fill(b"no JSON\n" * 1_000_000)
+    run.signal(signal.SIGINT)
+    run.wait_asleep()
+    run.signal(signal.SIGINT)
+    run.wait()
+    assert run.status == 130
+
+
 def test_stopped_at_once_it_names_no_line_behind_one_that_was_not_written(program: Programs, server: Server) -> None:
     run = program.start(*ASK, "-k")
     run.fill(b"".join(b'{"id":%d,"pad":"%b"}\n' % (each, b"p" * 1000) for each in range(5000)), server.thread_id)

@@ -48,7 +48,7 @@ Outcome = tuple[bytes, Completion, Answer]  # a response's body, what it holds, 
 class Flights:
     """Asks for rows and prints their outcomes; identical requests in flight are sent once.
 
-    on_change is called when a flight has landed; on_end when the server refuses the whole run (with a
+    on_landed is called when a flight has landed; on_end when the server refuses the whole run (with a
     RunError) or a bug shows (with the exception). waiting_bytes: memory of the rows that share
     another row's request.
     """
@@ -62,7 +62,7 @@ class Flights:
         cache: NoCache,
         output: Output,
         stats: Stats,
-        on_change: Callable[[], None],
+        on_landed: Callable[[], None],
         on_end: Callable[[BaseException], None],
     ) -> None:
         self._connect = connect
@@ -72,7 +72,7 @@ class Flights:
         self._cache = cache
         self._output = output
         self._stats = stats
-        self._on_change = on_change
+        self._on_landed = on_landed
         self._on_end = on_end
         self._flights: dict[bytes, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,7 +114,7 @@ class Flights:
 
     def resume(self) -> None:
         """There may be room again for rows that could not be printed."""
-        if self._is_resuming:  # a flight that lands here says that something has changed
+        if self._is_resuming or not self._unprinted:  # a flight that lands here comes by again
             return
         self._is_resuming = True
         has_printed = True
@@ -214,7 +214,8 @@ class Flights:
 
     def _end(self, flight: Flight) -> None:
         del self._flights[flight.key]
-        self._on_change()
+        self.resume()
+        self._on_landed()
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -55,17 +55,25 @@ class Pipeline:
     def __init__(self, job: Job, stdin: int, stdout: Write, stderr: Write, keep_order: bool, stats: Stats) -> None:
         self._job = job
         self.stats = stats
+        self._changed = asyncio.Event()
         self.rows = Rows(stdin)
         self.output = Output(stdout, stderr, keep_order, self._wake)
         self.flights = Flights(
-            job.connect, job.prompt, job.checks, job.reasks, job.cache, self.output, stats, self._wake, self._refuse
+            job.connect,
+            job.prompt,
+            job.checks,
+            job.reasks,
+            job.cache,
+            self.output,
+            stats,
+            self._changed.set,
+            self._refuse,
         )
         job.cache.on_failure = self.output.say
         self._replay = Replay(job.checks, stats)
         self._number = 0  # of the line taken last
         self._singly_until = 0  # up to this line they are taken one by one: one of them is at fault
         self._found_all = True  # what was taken last was in the cache, and so perhaps is what follows
-        self._changed = asyncio.Event()
         self._bug: BaseException | None = None
         self.asked_bytes = 0
         self.stopped: Stop | None = None
@@ -181,6 +189,7 @@ class Pipeline:
             await self._changed.wait()
 
     def _wake(self) -> None:
+        """Some output is written, or can't be."""
         failure = self.output.failure
         if failure and not self.stopped:
             self.stop(failure_of(failure))

@@ -262,22 +262,32 @@ def delay(stage: Stage) -> Iterator[Line]:
 
 def processes(stage: Stage) -> Iterator[Line]:
     count = stage.count(20_000)
-    cache = stage.folder / "processes"
-    command = stage.llmfilter(stage.static_url(), "-j", str(JOBS), "--cache", cache)
+    cache, url = stage.folder / "processes", stage.static_url()
+    command = stage.llmfilter(url, "-j", str(JOBS), "--cache", cache)
 
-    def together(*files: Path) -> Run:
+    def together(command: Command, *files: Path) -> Run:
         shutil.rmtree(cache, ignore_errors=True)
         runs = [started.end() for started in [stage.start(command, rows) for rows in files]]
         return Run(max(run.seconds for run in runs), sum(run.cpu_s for run in runs))
 
-    one, other = stage.rows(count), stage.rows(count, first=count)
-    runs = stage.in_turn(5, one=partial(together, one), two=partial(together, one, other))
+    def more_cpu(two: list[Run], one: list[Run]) -> list[float]:
+        return times([run.cpu_s / 2 for run in two], [run.cpu_s for run in one])
+
+    first, second = stage.rows(count), stage.rows(count, first=count)
+    runs = stage.in_turn(
+        5,
+        one=partial(together, command, first),
+        two=partial(together, command, first, second),
+        naive=partial(together, stage.naive(url), first),
+        naive_two=partial(together, stage.naive(url), first, second),
+    )
     found = times(seconds(runs["one"], count), seconds(runs["two"], 2 * count))
-    cpu = times([run.cpu_s / 2 for run in runs["two"]], [run.cpu_s for run in runs["one"]])
+    cpu = more_cpu(runs["two"], runs["one"])
     cores = len(os.sched_getaffinity(0))
     yield Line(
         f"**Several processes**: 2 on one cache, live, {count:,} rows each; beside one, on {cores} cores",
-        f"{speed(runs['two'], 2 * count)}; one: {speed(runs['one'], count)}; CPU a row {spread(cpu)} × one",
+        f"{speed(runs['two'], 2 * count)}; one: {speed(runs['one'], count)}; CPU a row {spread(cpu)} × one; "
+        f"two naive loops, which share nothing: {spread(more_cpu(runs['naive_two'], runs['naive']))} × one",
         spread(found),
         "≥ 1.6 × one; below 3 cores: CPU a row ≤ 1.1 × one",
         verdict(median(found) >= 1.6 or (cores < 3 and median(cpu) <= 1.1)),

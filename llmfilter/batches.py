@@ -19,6 +19,7 @@ class Batcher(Generic[T]):
     """Calls `work(batch)` in its own thread, then `done(batch, error)` on the loop.
 
     One batch is under way at a time. `error` is the exception that `work` raised, or None.
+    `meanwhile` is called on the loop when a batch has been handed over.
     pending, under_way: what is queued, and what the thread is working on.
     The thread is a daemon: a write that blocks for ever does not keep the program alive.
     """
@@ -27,10 +28,12 @@ class Batcher(Generic[T]):
         self,
         work: Callable[[list[T]], None],
         done: Callable[[list[T], Exception | None], None],
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._work = work
         self._done = done
+        self._meanwhile = meanwhile
         self._inbox: queue.SimpleQueue[list[T]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy = False
@@ -55,6 +58,7 @@ class Batcher(Generic[T]):
             self._thread.start()
         self.under_way, self.pending = self.pending, []
         self._inbox.put(self.under_way)
+        self._meanwhile()
 
     def _run(self) -> None:
         while True:

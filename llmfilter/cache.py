@@ -4,7 +4,6 @@ One thread commits whatever has piled up in one transaction (group commit), so t
 stops the event loop and its cost is shared. Several processes may use one folder at once.
 """
 
-import asyncio
 import hashlib
 import os
 import threading
@@ -22,6 +21,7 @@ Item = tuple[bytes, bytes, Callable[[], object]]
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 _FOUND_BYTES_MOST = 1 << 20  # read at once
+_STILL_S = 0.001
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
     "9p",
@@ -83,12 +83,8 @@ class Cache(NoCache):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._env = open_folder(folder)
-        self._commits = Batcher(self._commit, self._committed)
-        self._loop = asyncio.get_running_loop()
-        self._is_still = threading.Lock()
-        self._may_go_on = threading.Lock()
-        self._is_still.acquire()
-        self._may_go_on.acquire()
+        self._are_put = threading.Event()
+        self._commits = Batcher(self._commit, self._committed, self._stand_still)
         self._broken = False
 
     def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -118,22 +114,20 @@ class Cache(NoCache):
     def _commit(self, batch: list[Item]) -> None:
         pairs = [(key, value) for key, value, _ in batch]
         with self._env.begin(write=True) as transaction:
-            # py-lmdb lets go of the interpreter lock for each single put, and would have to win it
-            # back from the loop as often: that takes 20 times longer than the puts. So the loop
-            # stands still for them, which is about 0.1 ms, but not for the lock of another process
-            # (above) nor for the disk (below).
-            self._loop.call_soon_threadsafe(self._stand_still)
-            self._is_still.acquire()
-            try:
-                transaction.cursor().putmulti(pairs)
-            finally:
-                self._may_go_on.release()
+            transaction.cursor().putmulti(pairs)
+            self._are_put.set()
 
     def _stand_still(self) -> None:
-        self._is_still.release()
-        self._may_go_on.acquire()
+        """Lets the puts have the interpreter's lock, but does not wait for the disk.
+
+        py-lmdb lets go of that lock for each single put and would have to win it back from the loop as
+        often, which takes 20 times longer than the puts. It may take longer where another process
+        commits just now.
+        """
+        self._are_put.wait(_STILL_S)
 
     def _committed(self, batch: list[Item], error: Exception | None) -> None:
+        self._are_put.clear()
         if error:
             self._fail(error)
         for _, _, then in batch:

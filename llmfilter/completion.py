@@ -19,6 +19,7 @@ from llmfilter.record import dump_text, parse_json
 # is nothing but one JSON object in one line, else there are none.
 HEADER = struct.Struct("<BHIIII")
 VERSION = 2
+_HEADER_1 = struct.Struct("<BIIII")  # of version 1, which stored no keys
 _KEYS_BYTES_MOST = 1000
 _UINT32_MAX = (1 << 32) - 1
 _SHOWN = 1000  # characters of a body that is no completion
@@ -136,9 +137,15 @@ def _keys(content: str) -> bytes:
 def unpack(stored: bytes) -> tuple[str, int, int]:
     """A stored completion's content, prompt tokens and completion tokens; RowError if this version can't read it."""
     try:
-        version, keys_end, start, end, prompt_tokens, completion_tokens = HEADER.unpack_from(stored)
-        if version == VERSION:
-            content = parse_json(stored[start:end]) if end else read_completion(stored[keys_end:]).content
+        if stored.startswith(b"\x01"):
+            body_at = _HEADER_1.size
+            version, start, end, prompt_tokens, completion_tokens = _HEADER_1.unpack_from(stored)
+        else:
+            version, body_at, start, end, prompt_tokens, completion_tokens = HEADER.unpack_from(stored)
+            if version != VERSION:
+                raise ValueError(f"version {version}")
+        content = parse_json(stored[start:end]) if end else read_completion(stored[body_at:]).content
+        if isinstance(content, str):
             return content, prompt_tokens, completion_tokens
     except (struct.error, ValueError):
         pass

@@ -6,7 +6,6 @@ more than the stages do.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmfilter.answer import Checks
@@ -73,7 +72,8 @@ class Pipeline:
         self._replay = Replay(job.checks, stats)
         self._number = 0  # of the line taken last
         self._singly_until = 0  # up to this line they are taken one by one: one of them is at fault
-        self._found_all = True  # what was taken last was in the cache, and so perhaps is what follows
+        self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
+        self._spare = 0  # how many rows may be taken beyond the free slots, since they are probably in the cache
         self._bug: BaseException | None = None
         self.asked_bytes = 0
         self.stopped: Stop | None = None
@@ -115,33 +115,49 @@ class Pipeline:
         return min([line for line in lines if line is not None], default=None)
 
     def _take(self, lines: list[bytes]) -> None:
-        """Takes rows: what the cache has is printed at once, the others become requests.
+        """Takes rows from the next lines; those of white space yield nothing.
 
-        It may be none, if there is a fault in one of several, and only some where that makes too many
-        requests or their answers are too large to be held together.
+        It may take none, if there is a fault in one of several: then they come singly.
         """
-        job, first = self._job, self._number + 1
+        self._spare = min(2 * self._spare + 1, self._rows_most)
         raws = list(map(bytes.strip, lines))
-        if not raws[0] and not isinstance(lines[0], Overlong):  # a line of white space yields nothing
-            self._number = first
-            self.output.skip(first)
-            return
+        numbers = list(range(self._number + 1, self._number + 1 + len(lines)))
+        blanks: set[int] = set()
+        if b"" in raws:
+            blanks = {number for number, line in zip(numbers, lines, strict=True) if is_blank(line)}
+            numbers = [number for number in numbers if number not in blanks]
+            lines = [line for line in lines if not is_blank(line)]
+            raws = list(map(bytes.strip, lines))
         records: list[dict[str, Any]] = []
         try:
             records = parse_records(lines)
-            bodies = list(map(job.prompt.body, records, raws))
+            bodies = list(map(self._job.prompt.body, records, raws))
         except RowError as error:
             if len(lines) > 1:
-                self._singly_until = self._number + len(lines)
-            else:
-                self._fail(raws[0], error, is_record=bool(records))
-            return
+                self._singly_until = numbers[-1]
+                return
+            self._fail(numbers[0], raws[0], error, is_record=bool(records))
+            last = numbers[0]
+        else:
+            last = self._ask(numbers, raws, records, bodies) if lines else max(blanks)
+        for blank in blanks:
+            if blank <= last:
+                self.output.skip(blank)
+        self._number = last
+
+    def _ask(self, numbers: list[int], raws: list[bytes], records: list[dict[str, Any]], bodies: list[bytes]) -> int:
+        """What the cache has is printed at once, the others become requests.
+
+        Returns the last of the numbers that it got to: not beyond where all slots are taken, or where
+        the answers are too large to be held together.
+        """
+        job, replay = self._job, self._replay.line
         keys = list(map(job.keys.of, bodies))
         found = job.cache.find(keys)
-        replay, is_dry = self._replay.line, job.is_dry
         printed: dict[int, bytes] = {}
-        self._found_all = True
-        for number, raw, record, body, key, stored in zip(count(first), raws, records, bodies, keys, found):
+        is_dry = job.is_dry
+        number = 0
+        for number, raw, record, body, key, stored in zip(numbers, raws, records, bodies, keys, found, strict=False):
             line = replay(stored, raw, record) if stored else None
             if is_dry:
                 self.asked_bytes += 0 if line else len(body)
@@ -149,20 +165,19 @@ class Pipeline:
             elif line:
                 printed[number] = line
             else:
-                self._found_all = False
+                self._spare = 0
                 self.flights.start(Row(number, raw, record), key, body)
                 if self.flights.count == job.jobs:
                     break
-        self.stats.rows += number - self._number
-        self._number = number
+        self.stats.rows += numbers.index(number) + 1
         if printed:
             self.output.answers(printed)
+        return number
 
-    def _fail(self, raw: bytes, error: RowError, is_record: bool) -> None:
-        self._number += 1
+    def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
         self.stats.rows += 1
         self.stats.by_kind[error.kind] += 1
-        self.output.error(self._number, error_line(self._number, error, 0, raw, is_record))
+        self.output.error(number, error_line(number, error, 0, raw, is_record))
 
     async def _room(self) -> int:
         """How many rows may be taken, as soon as there is room; 0 once the run is stopped."""
@@ -172,7 +187,7 @@ class Pipeline:
         if self._number < self._singly_until:
             return 1
         # A row that becomes a request and finds no slot was read in vain.
-        return _ROWS_MOST if self._found_all else min(self._job.jobs - self.flights.count, _ROWS_MOST)
+        return min(self._job.jobs - self.flights.count + self._spare, self._rows_most)
 
     def _has_room(self) -> bool:
         return (
@@ -206,6 +221,11 @@ class Pipeline:
         else:
             self._bug = end
             self._changed.set()
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line is nothing but white space, as far as it was kept."""
+    return not line.strip() and not isinstance(line, Overlong)
 
 
 def failure_of(error: Exception) -> Stop:

@@ -80,7 +80,7 @@ class Prompt:
 
     user: the template of the user message, or None where each record carries its own `messages`;
     system: the template of the system message; fields: the other request fields, in order.
-    head: what each body begins with.
+    head: what each body begins with; fixed_bytes: the size of a body without the record's values.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Prompt:
             self._parts += [b"", b""]
         self._parts[-1] += self._tail
         self.head = self._parts[0]
+        self.fixed_bytes = sum(map(len, self._parts))
 
     def _add_message(self, role: bytes, template: Template) -> None:
         self._parts[-1] += b'{"role":"%b","content":"%b' % (role, template.parts[0])

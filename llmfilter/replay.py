@@ -22,7 +22,10 @@ _unpack_header = HEADER.unpack_from
 
 @lru_cache(1000)  # the answers to one prompt mostly have the same keys
 def _read_keys(text: bytes) -> tuple[str, ...]:
-    return tuple(loads(text))
+    keys = loads(text)
+    if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
+        return tuple(keys)
+    raise ValueError("these are no keys")
 
 
 class Replay:
@@ -39,11 +42,11 @@ class Replay:
             version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
             keys = stored[HEADER.size : keys_end] if version == VERSION and self._takes_any else b""
             if keys and record and record.keys().isdisjoint(_read_keys(keys)):
-                line = b"%b,%b\n" % (raw[:-1], loads(stored[start:end]).encode()[1:])
+                line = b"%b,%b\n" % (raw[:-1], str.encode(loads(stored[start:end]))[1:])
             else:
                 content, prompt_tokens, completion_tokens = unpack(stored)
                 line = splice(raw, record, *self._read(content))
-        except (struct.error, ValueError, RowError):
+        except (struct.error, ValueError, TypeError, RowError):  # TypeError: str.encode, of what is no text
             return None
         stats = self._stats
         stats.cached += 1

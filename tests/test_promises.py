@@ -189,6 +189,14 @@ def test_memory_stays_flat_over_20_mb_of_input(program: Programs, server: Server
     assert run.memory_kb() - before < 4000
 
 
+def test_a_large_prompt_takes_no_memory_for_each_row(program: Programs) -> None:
+    program.write("large.md", "x" * MB + "{id}")
+    run = program.start("-p", "large.md", "-n", "--no-cache")
+    run.write(rows(range(64)))
+    run.wait_asleep()  # nobody reads a line
+    assert run.memory_kb() < 50_000
+
+
 def test_50_000_rows_that_wait_for_one_answer_do_not_grow_memory(program: Programs, server: Server) -> None:
     server.hold()
     run = program.start(*ASK)

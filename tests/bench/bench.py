@@ -56,14 +56,8 @@ def live(stage: Stage) -> Iterator[Line]:
         naive=partial(stage.run, stage.naive(url), rows),
         llmfilter=partial(stage.filter, url, rows, "live", is_fresh=True),
     )
-    found = times(seconds(runs["naive"]), seconds(runs["llmfilter"]))
-    yield Line(
-        f"**Live**: {count:,} rows, `-j {JOBS}`, empty cache, durable; beside a naive aiohttp loop",
-        f"{speed(runs['llmfilter'], count)}; naive: {speed(runs['naive'], count)}",
-        spread(found),
-        "≥ 1.00 × naive",
-        verdict(median(found) >= 1, is_near=median(found) >= 0.9),
-    )
+    title = f"**Live**: {count:,} rows, `-j {JOBS}`, empty cache, durable; beside a naive aiohttp loop"
+    yield beside("naive", title, runs, count, least=1.0, nearly=0.9)
     yield from optional("… wrk", wrk(stage, count / median(seconds(runs["naive"]))))
 
 
@@ -139,13 +133,19 @@ def replay(stage: Stage) -> Iterator[Line]:
         jq=partial(stage.run, [jq, "-c", "."], rows),
         llmfilter=partial(stage.filter, url, rows, "replay"),
     )
-    found = times(seconds(runs["jq"]), seconds(runs["llmfilter"]))
-    yield Line(
-        f"**Replay**: {count:,} rows, all in the cache; beside `jq -c .` on the same file",
-        f"{speed(runs['llmfilter'], count)}; jq: {speed(runs['jq'], count)}",
+    title = f"**Replay**: {count:,} rows, all in the cache; beside `jq -c .` on the same file"
+    yield beside("jq", title, runs, count, least=1.5, nearly=1.3)
+
+
+def beside(other: str, title: str, runs: Runs, count: int, least: float, nearly: float) -> Line:
+    """How many times as fast as another program, and whether that is enough."""
+    found = times(seconds(runs[other]), seconds(runs["llmfilter"]))
+    return Line(
+        title,
+        f"{speed(runs['llmfilter'], count)}; {other}: {speed(runs[other], count)}",
         spread(found),
-        "≥ 1.5 × jq",
-        verdict(median(found) >= 1.5, is_near=median(found) >= 1.3),
+        f"≥ {least} × {other}",
+        verdict(median(found) >= least, is_near=median(found) >= nearly),
     )
 
 

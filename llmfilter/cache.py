@@ -21,7 +21,7 @@ Item = tuple[bytes, bytes, Callable[[], object]]
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 _FOUND_BYTES_MOST = 1 << 20  # read at once
-_STILL_S = 0.001
+_STILL_S = 0.001  # at most: another process may be at its commit
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
     "9p",
@@ -121,8 +121,7 @@ class Cache(NoCache):
         """Lets the puts have the interpreter's lock, but does not wait for the disk.
 
         py-lmdb lets go of that lock for each single put and would have to win it back from the loop as
-        often, which takes 20 times longer than the puts. It may take longer where another process
-        commits just now.
+        often, which takes 20 times longer than the puts.
         """
         self._are_put.wait(_STILL_S)
 

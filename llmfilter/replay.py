@@ -48,7 +48,7 @@ class Replay:
                 line = splice(raw, record, *self._read(content))
         except (struct.error, ValueError, TypeError, RowError):  # TypeError: str.encode, of what is no text
             return None
-        stats = self._stats
+        stats = self._stats  # as its count_replay, without the call
         stats.cached += 1
         stats.saved_prompt += prompt_tokens
         stats.saved_completion += completion_tokens

@@ -145,8 +145,8 @@ class Rows:
                 lines = self._splitter.flush()
         if not lines:
             raise StopAsyncIteration
-        if not self.lines_read:
-            lines[0] = lines[0] if isinstance(lines[0], Overlong) else lines[0].removeprefix(BOM)
+        if not self.lines_read and not isinstance(lines[0], Overlong):
+            lines[0] = lines[0].removeprefix(BOM)
         self._block_lines, self._block_bytes = len(lines), size
         self.lines_read += self._block_lines
         self.bytes_read += self._block_bytes

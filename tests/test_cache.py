@@ -10,7 +10,7 @@ from functools import partial
 import lmdb
 import pytest
 from program import ASK, Program, Programs, rows
-from server import Server, completion
+from server import PATIENCE_S, Server, completion
 
 from llmfilter.cache import Cache
 
@@ -139,11 +139,11 @@ def test_of_large_answers_only_some_are_held_at_once(program: Programs, server: 
     async def find() -> None:
         cache = Cache(program.cache)
         keys = [bytes([each]) * 32 for each in range(5)]
-        stored: list[bytes] = []
+        stored: asyncio.Queue[bytes] = asyncio.Queue()
         for key in keys[:-1]:
-            cache.put(key, key * 20_000, partial(stored.append, key))
-        while len(stored) < 4:
-            await asyncio.sleep(0)
+            cache.put(key, key * 20_000, partial(stored.put_nowait, key))
+        for _ in keys[:-1]:
+            await asyncio.wait_for(stored.get(), PATIENCE_S)
         assert [value and value[:32] for value in cache.find(keys)] == keys[:2]
         assert [value and value[:32] for value in cache.find(keys[::-1])] == [None, keys[3], keys[2]]
         assert cache.find([b"x" * 32]) == [None]

@@ -112,6 +112,20 @@ def test_two_processes_may_run_on_one_cache_at_once(program: Programs, server: S
         assert [row["id"] for row in run.rows] == list(range(500))
 
 
+def test_after_many_cache_hits_no_more_than_j_are_in_flight(program: Programs, server: Server) -> None:
+    hits, misses = range(200), range(200, 400)
+    assert program.run(*ASK, input=rows(hits)).status == 0
+    server.hold()
+    run = program.start(*ASK, "-j", "2")
+    run.write(rows([*hits, *misses])).read_lines(len(hits))
+    server.wait_for(len(hits) + 2)
+    run.wait_asleep(server.thread_id)
+    assert len(server.requests) == len(hits) + 2
+    server.release()
+    run.finish()
+    assert sorted(row["id"] for row in run.rows) == [*hits, *misses]
+
+
 def test_what_passed_is_not_asked_again(program: Programs, server: Server) -> None:
     def answer(request: Request) -> Response:
         return completion("no JSON" if request.prompt == "1" else {"label": request.prompt})
@@ -187,6 +201,14 @@ def test_memory_stays_flat_over_20_mb_of_input(program: Programs, server: Server
     for _ in range(10):
         run.fill(run.rest + block, server.thread_id)
     assert run.memory_kb() - before < 4000
+
+
+def test_with_k_lines_of_white_space_leave_nothing_behind(program: Programs) -> None:
+    """Each that stayed counted as waiting for its turn would take room, until there is none."""
+    data = b"".join(b'{"id":%d}\n' % each + b"\n" * 100 for each in range(600))
+    run = program.run(*ASK, "-k", "-j", "1", "--no-cache", input=data)
+    assert run.status == 0
+    assert [row["id"] for row in run.rows] == list(range(600))
 
 
 def test_a_large_prompt_takes_no_memory_for_each_row(program: Programs) -> None:

@@ -1,4 +1,4 @@
-"""README.md against the program. After a change of the help: python tests/test_readme.py writes it into README.md."""
+"""README.md against the program. After a change of the help: python tests/whole/test_readme.py writes it into README.md."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from llmfilter.options import make_parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 HELP = re.compile(r"(?<=^```\n)usage: llmfilter .*?(?=^```$)", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```(?:sh|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -56,7 +56,7 @@ def shell_lines() -> list[str]:
 
 
 def test_the_help_in_the_readme_is_the_programs() -> None:
-    assert readme_help() == program_help(), "python tests/test_readme.py mends it"
+    assert readme_help() == program_help(), "python tests/whole/test_readme.py mends it"
 
 
 @pytest.mark.parametrize("action", make_parser()._actions, ids=lambda action: action.dest)

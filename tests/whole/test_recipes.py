@@ -16,7 +16,7 @@ import pytest
 from program import COMMAND, Program, Programs, rows
 from server import PATIENCE_S, Request, Server, completion, error
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 RECIPES = {  # how each begins
     "jq": "jq ",
     "head": "llmfilter ",

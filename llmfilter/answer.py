@@ -47,8 +47,8 @@ class Checks:
         self._is_text = is_text
         self.takes_any = not (schema or fields or key is not None or is_text)
 
-    def read(self, content: str) -> Answer:
-        """The answer in a content; raises RowError (`unparsable`, `invalid`)."""
+    def parse(self, content: str) -> Answer:
+        """Return the answer in a content; raise RowError (`unparsable`, `invalid`)."""
         if self._is_text:
             return _under(self._key or "answer", dump_text(read_text(content)))
         text, value = extract(content)
@@ -59,6 +59,17 @@ class Checks:
             text = join([part for part in members(text) if part[0] in self._fields])
             value = dict.fromkeys(self._fields)
         return (text, value) if self._key is None else _under(self._key, text)
+
+    def parse_whole(self, content: str) -> Answer | None:
+        """Return the answer in a content that is nothing but one JSON object, or None."""
+        if self._is_text or not content.rstrip().endswith("}"):
+            return None
+        try:
+            if not isinstance(parse_json(content), dict):
+                return None
+            return self.parse(content)
+        except (ValueError, RowError):
+            return None
 
     def _check(self, value: dict[str, Any], content: str) -> None:
         faults = [f"the key {name!r} is missing" for name in self._fields if name not in value]

@@ -12,7 +12,17 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from llmfilter.errors import UsageError
+
 T = TypeVar("T")
+
+
+def start_thread(run: Callable[[], None]) -> None:
+    """Run something in a daemon thread, which does not keep the program alive; raise UsageError if there can't be one."""
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError:
+        raise UsageError("no thread can be started: raise ulimit -u, or end other programs") from None
 
 
 class Batcher(Generic[T]):
@@ -35,10 +45,10 @@ class Batcher(Generic[T]):
         self._done = done
         self._meanwhile = meanwhile
         self._inbox: queue.SimpleQueue[list[T]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._busy = False
         self.pending: list[T] = []
         self.under_way: list[T] = []
+        start_thread(self._run)
 
     def add(self, items: Iterable[T]) -> None:
         """Queue items; they are handed over at the end of this turn of the loop, or when the thread is free."""
@@ -53,9 +63,6 @@ class Batcher(Generic[T]):
         return not self._busy
 
     def _hand_over(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
         self.under_way, self.pending = self.pending, []
         self._inbox.put(self.under_way)
         self._meanwhile()

@@ -4,23 +4,26 @@ One thread commits whatever has piled up in one transaction (group commit), so t
 stops the event loop and its cost is shared. Several processes may use one folder at once.
 """
 
+import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import lmdb
 
 from llmfilter.batches import Batcher
 from llmfilter.errors import UsageError
+from llmfilter.stats import Stats
 
-Item = tuple[bytes, bytes, Callable[[], object]]
+Item = tuple[bytes, bytes, "asyncio.Future[None]"]
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
-_FOUND_BYTES_MOST = 1 << 20  # read at once
+_VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
+_SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
@@ -65,13 +68,12 @@ class NoCache:
 
     on_failure: Callable[[str], None] = staticmethod(lambda message: None)
 
-    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The value under each key, or None: perhaps not for all keys, since 1 MB of values is enough at a time."""
+    def find(self, keys: Sequence[bytes]) -> Iterable[memoryview | None]:
+        """Yield the value under each key, or None; a value is good until the next one is asked for."""
         return [None] * len(keys)
 
-    def put(self, key: bytes, value: bytes, then: Callable[[], object]) -> None:
-        """Calls `then` at once."""
-        then()
+    async def put(self, key: bytes, value: bytes) -> None:
+        """Return when a value is on the disk, or can't be."""
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
@@ -80,38 +82,42 @@ class NoCache:
 class Cache(NoCache):
     """An LMDB folder; where it can't be written any more the run goes on, and it only looks up."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stats: Stats) -> None:
         self._folder = folder
+        self._stats = stats
+        self._loop = asyncio.get_running_loop()
         self._env = open_folder(folder)
+        self._inode = self._stat_inode()
+        self._slow: asyncio.TimerHandle | None = None
         self._are_put = threading.Event()
         self._commits = Batcher(self._commit, self._committed, self._stand_still)
         self._broken = False
 
-    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def find(self, keys: Sequence[bytes]) -> Iterable[memoryview | None]:
         """As in NoCache; if the cache fails, nothing is found."""
-        found: list[bytes | None] = []
-        size = 0
+        found = 0
         try:
-            with self._env.begin() as transaction:
-                for stored in map(transaction.get, keys):
-                    found.append(stored)
-                    if stored:
-                        size += len(stored)
-                        if size > _FOUND_BYTES_MOST:
-                            break
+            with self._env.begin(buffers=True) as transaction:
+                for key in keys:
+                    stored = transaction.get(key)
+                    # A damaged length could reach beyond the file, and reading there kills the process.
+                    yield stored if stored and len(stored) <= _VALUE_BYTES_MOST else None
+                    found += 1
         except lmdb.Error as error:
             self._fail(error)
-            return [None] * len(keys)
-        return found
+            yield from [None] * (len(keys) - found)
 
-    def put(self, key: bytes, value: bytes, then: Callable[[], object]) -> None:
-        """Stores a value and calls `then` on the loop once it is on the disk (or can't be)."""
-        if self._broken:
-            then()
-        else:
-            self._commits.add([(key, value, then)])
+    async def put(self, key: bytes, value: bytes) -> None:
+        """As in NoCache."""
+        if not self._broken:
+            stored = self._loop.create_future()
+            self._commits.add([(key, value, stored)])
+            await stored
+        self._stats.unstored += self._broken
 
     def _commit(self, batch: list[Item]) -> None:
+        if self._stat_inode() != self._inode:
+            raise FileNotFoundError("the folder was removed or replaced")
         pairs = [(key, value) for key, value, _ in batch]
         with self._env.begin(write=True) as transaction:
             transaction.cursor().putmulti(pairs)
@@ -123,20 +129,35 @@ class Cache(NoCache):
         py-lmdb lets go of that lock for each single put and would have to win it back from the loop as
         often, which takes 20 times longer than the puts.
         """
+        self._slow = self._loop.call_later(_SLOW_S, self._say_slow)
         self._are_put.wait(_STILL_S)
+
+    def _stat_inode(self) -> int:
+        try:
+            return os.stat(self._folder / "data.mdb").st_ino
+        except OSError:
+            return 0
+
+    def _say_slow(self) -> None:
+        self.on_failure(
+            f"the cache {self._folder} has taken {_SLOW_S:.0f} s to store answers: its disk is slow, "
+            "or another process that uses it was stopped in mid-commit (jobs, fg)"
+        )
 
     def _committed(self, batch: list[Item], error: Exception | None) -> None:
         self._are_put.clear()
+        if self._slow:
+            self._slow.cancel()
         if error:
             self._fail(error)
-        for _, _, then in batch:
-            then()
+        for _, _, stored in batch:
+            stored.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         if not self._broken:  # said once, and nothing is stored any more
             self._broken = True
             self.on_failure(
-                f"the cache {self._folder} fails ({error}); this run goes on without it: "
+                f"the cache {self._folder} fails ({_cause(error)}); this run goes on without it: "
                 "make room, or give another folder with --cache"
             )
 
@@ -162,13 +183,30 @@ def open_folder(folder: Path) -> lmdb.Environment:
         raise UsageError(
             f"the cache {folder} can't be opened ({fault}): give another folder with --cache, or --no-cache"
         ) from None
-    # LMDB maps the file as it is: reading a page beyond its end would kill the process (SIGBUS).
-    pages = env.info()["last_pgno"] + 1
-    if os.path.getsize(folder / "data.mdb") < pages * env.stat()["psize"]:
-        env.close()
-        raise UsageError(_not_ours(folder))
+    _make_readable(folder / "data.mdb", env)
     env.reader_check()
     return env
+
+
+def _make_readable(file: Path, env: lmdb.Environment) -> None:
+    """Make all of a map that a look-up may reach part of its file.
+
+    LMDB maps the file as it is, and reading behind its end kills the process (SIGBUS): where a tool
+    has trimmed free pages off it, or where damage makes the last value seem longer than it is. The
+    file gets a hole there, which takes no room on the disk.
+    """
+    pages = env.info()["last_pgno"] + 1
+    needed = pages * env.stat()["psize"] + _VALUE_BYTES_MOST
+    if needed > env.info()["map_size"]:
+        env.close()
+        raise UsageError(_not_ours(file.parent))
+    with open(file, "r+b") as data:
+        if os.fstat(data.fileno()).st_size < needed:
+            data.truncate(needed)
+
+
+def _cause(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _open_largest(folder: Path) -> lmdb.Environment:

@@ -7,6 +7,7 @@ stands, which keys that has and what it cost, so that a replay need not parse th
 
 import struct
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import orjson
 
@@ -14,23 +15,24 @@ from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
 from llmfilter.record import dump_text, parse_json
 
-# Format version; where the keys end that follow; where the content's JSON string starts and ends
-# (both 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content
-# is nothing but one JSON object in one line, else there are none.
-HEADER = struct.Struct("<BHIIII")
-VERSION = 2
-_HEADER_1 = struct.Struct("<BIIII")  # of version 1, which stored no keys
+# CRC-32 of the key and of all that follows; format version; where the keys end that follow; where the
+# content's JSON string starts and ends (both 0: parse the body); prompt tokens; completion tokens. The
+# keys are a JSON array if the content is nothing but one JSON object in one line, else there are none.
+HEADER = struct.Struct("<IBHIIII")
+VERSION = 3
+_CRC_BYTES = 4
 _KEYS_BYTES_MOST = 1000
 _UINT32_MAX = (1 << 32) - 1
 _SHOWN = 1000  # characters of a body that is no completion
 
 
 class Completion(NamedTuple):
-    """What the model said, and the tokens it was billed with (0 where the server didn't say).
+    """A response's body, what the model said in it, and the tokens it was billed with (0 where the server didn't say).
 
     fault: why it is no answer although it was paid for, or None.
     """
 
+    body: bytes
     content: str
     prompt_tokens: int
     completion_tokens: int
@@ -45,8 +47,8 @@ class Faulty(Retryable):
         self.document = document
 
 
-def read_completion(body: bytes) -> Completion:
-    """The completion in a body; raises Faulty where there is none."""
+def parse_completion(body: bytes) -> Completion:
+    """Return the completion in a body; raise Faulty where there is none."""
     try:
         document = parse_json(body)
     except ValueError as fault:
@@ -65,6 +67,7 @@ def read_completion(body: bytes) -> Completion:
     usage = usage if isinstance(usage, dict) else {}
     content = _content(message.get("content"))
     return Completion(
+        body,
         content,
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
@@ -111,17 +114,19 @@ def _count(tokens: Any) -> int:
     return tokens if type(tokens) is int and 0 <= tokens <= _UINT32_MAX else 0
 
 
-def pack(body: bytes, completion: Completion) -> bytes:
-    """A completion as it is stored."""
+def pack(key: bytes, completion: Completion) -> bytes:
+    """Return a completion as it is stored under a key."""
     tokens = completion.prompt_tokens, completion.completion_tokens
-    literal = dump_text(completion.content)
+    body, literal = completion.body, dump_text(completion.content)
     at = body.find(literal)  # wherever it stands: equal bytes read back as equal text
-    if at < 0:
-        return HEADER.pack(VERSION, HEADER.size, 0, 0, *tokens) + body
-    keys = _keys(completion.content)
-    keys_end = HEADER.size + len(keys)
-    start = keys_end + at
-    return HEADER.pack(VERSION, keys_end, start, start + len(literal), *tokens) + keys + body
+    keys, start, end = b"", 0, 0
+    if at >= 0:
+        keys = _keys(completion.content)
+        start = HEADER.size + len(keys) + at
+        end = start + len(literal)
+    stored = bytearray(HEADER.pack(0, VERSION, HEADER.size + len(keys), start, end, *tokens) + keys + body)
+    stored[:_CRC_BYTES] = crc32(stored[_CRC_BYTES:], crc32(key)).to_bytes(_CRC_BYTES, "little")
+    return bytes(stored)
 
 
 def _keys(content: str) -> bytes:
@@ -134,19 +139,18 @@ def _keys(content: str) -> bytes:
     return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
 
 
-def unpack(stored: bytes) -> tuple[str, int, int]:
-    """A stored completion's content, prompt tokens and completion tokens; RowError if this version can't read it."""
-    try:
-        if stored.startswith(b"\x01"):
-            body_at = _HEADER_1.size
-            version, start, end, prompt_tokens, completion_tokens = _HEADER_1.unpack_from(stored)
-        else:
-            version, body_at, start, end, prompt_tokens, completion_tokens = HEADER.unpack_from(stored)
-            if version != VERSION:
-                raise ValueError(f"version {version}")
-        content = parse_json(stored[start:end]) if end else read_completion(stored[body_at:]).content
-        if isinstance(content, str):
-            return content, prompt_tokens, completion_tokens
-    except (struct.error, ValueError):
-        pass
-    raise RowError("server", "what is stored can't be read")
+def parse_header(key: bytes, stored: memoryview) -> tuple[int, int, int, int, int]:
+    """Return the header of what is stored under a key: where the keys end, where the content starts and
+    ends, prompt tokens, completion tokens. Raise ValueError where it is damaged or of another version."""
+    crc, version, *rest = HEADER.unpack_from(stored)
+    if version != VERSION or crc != crc32(stored[_CRC_BYTES:], crc32(key)):
+        raise ValueError("it is damaged or of another version")
+    keys_end, start, end, prompt_tokens, completion_tokens = rest
+    return keys_end, start, end, prompt_tokens, completion_tokens
+
+
+def parse_content(stored: memoryview, keys_end: int, start: int, end: int) -> str:
+    """Return the content of what is stored; the places are its header's."""
+    if end:
+        return str(parse_json(bytes(stored[start:end])))
+    return parse_completion(bytes(stored[keys_end:])).content

@@ -13,6 +13,13 @@ class UsageError(Exception):
 class RunError(Exception):
     """What refuses every row: the run ends here (exit status 3)."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class RowError(Exception):
     """One row is given up; the others go on.
@@ -42,6 +49,15 @@ class Retryable(RowError):
 
 class Abandoned(Exception):
     """The run is stopping: this row gets neither an answer nor an error line."""
+
+
+def describe_bug(bug: BaseException) -> str:
+    """Return what to say of a bug in llmfilter: what it is, where, and that it should be reported."""
+    at = bug.__traceback__
+    while at and at.tb_next:
+        at = at.tb_next
+    place = f" in {at.tb_frame.f_code.co_name}, line {at.tb_lineno} of {at.tb_frame.f_code.co_filename}" if at else ""
+    return printable(f"a bug in llmfilter, please report it with this line: {type(bug).__name__}: {bug}{place}")
 
 
 def printable(text: str, most: int = 500) -> str:

@@ -4,9 +4,9 @@ any row is read: as UsageError."""
 import os
 import select
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -14,7 +14,6 @@ from llmfilter.answer import Checks
 from llmfilter.cache import Cache, Keys, NoCache
 from llmfilter.endpoint import make_endpoint
 from llmfilter.errors import RowError, RunError, UsageError
-from llmfilter.pipeline import Job
 from llmfilter.prompt import Prompt, Template, check_placeholders, read_prompt
 from llmfilter.rows import BLOCK_BYTES, BOM, parse_record
 from llmfilter.stats import Stats
@@ -26,6 +25,22 @@ if TYPE_CHECKING:
 _BUILT = {"messages": "-p and -s", "model": "-m", "stream": None, "n": None}  # what -o may not set
 _LISTED_MOST = 20
 _PEEK_MS = 1000
+
+
+class Job(NamedTuple):
+    """What is done with each row. connect makes the client when the first row needs it, since loading
+    it takes longer than a run that the cache can answer."""
+
+    prompt: Prompt
+    keys: Keys
+    checks: Checks
+    reasks: int
+    retries: int
+    jobs: int
+    keep_order: bool
+    cache: NoCache
+    connect: "Callable[[], Chat]"
+    is_dry: bool = False
 
 
 async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stats: Stats) -> Job:
@@ -40,13 +55,12 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
     checks = make_checks(args, schema)
     fields = request_fields(args.option, response_format(args.text, schema))
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not args.dry_run)
-    cache = open_cache(args, environ)
+    cache = open_cache(args, environ, stats)
 
     def connect() -> "Chat":
         from llmfilter.chat import Chat
-        from llmfilter.pace import Pace
 
-        return Chat(endpoint, args.timeout, args.retries, Pace(args.rpm / 60), stats)
+        return Chat(endpoint, args.timeout, args.rpm / 60, stats)
 
     model = args.model or environ.get("OPENAI_MODEL")
     if not model:
@@ -59,7 +73,9 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
         Keys(endpoint.url, args.header, prompt.head),
         checks,
         args.reask,
+        args.retries,
         args.jobs,
+        args.keep_order,
         cache,
         connect,
         args.dry_run,
@@ -145,7 +161,7 @@ def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def open_cache(args: Namespace, environ: Mapping[str, str]) -> NoCache:
+def open_cache(args: Namespace, environ: Mapping[str, str], stats: Stats) -> NoCache:
     """The cache that was named, or the usual one; a dry run leaves no new folder behind."""
     if args.no_cache:
         if args.cache is not None:
@@ -154,7 +170,7 @@ def open_cache(args: Namespace, environ: Mapping[str, str]) -> NoCache:
     folder = cache_folder(args.cache or environ.get("LLMFILTER_CACHE"), environ)
     if args.dry_run and not (folder / "data.mdb").exists():
         return NoCache()
-    return Cache(folder)
+    return Cache(folder, stats)
 
 
 def cache_folder(named: str | None, environ: Mapping[str, str]) -> Path:

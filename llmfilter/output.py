@@ -3,6 +3,7 @@
 A blocking write on the event loop would make requests time out behind `| less`.
 """
 
+import asyncio
 import os
 import re
 import select
@@ -45,6 +46,8 @@ class Writer:
             self._write(b"".join([line for _, line in batch]))
 
     def _written(self, batch: list[Line], error: Exception | None) -> None:
+        if error and not isinstance(error, OSError):
+            raise error
         self.error = self.error or error
         if self.error:
             self.lost_line = lowest([(self.lost_line or 0, b""), *batch])
@@ -86,14 +89,33 @@ def write_alone(fd: int, data: bytes) -> None:
         write_all(fd, data)
 
 
+class Change:
+    """Lets coroutines wait until something holds; they look whenever somebody notifies them."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        """Let all who wait look again."""
+        self._event.set()
+        self._event.clear()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return as soon as it holds."""
+        while not holds():
+            await self._event.wait()
+
+
 class Output:
     """Where rows end: answers on stdout, errors on stderr; with keep_order answers in input order.
 
-    on_change is called when some of it is written; size: bytes that are not written yet.
+    on_written is called when some of it is, or can't be; changed: tells so to those who wait for room,
+    as anybody may do who makes room elsewhere; size: bytes that are not written yet.
     """
 
-    def __init__(self, stdout: Write, stderr: Write, keep_order: bool, on_change: Callable[[], None]) -> None:
-        self._on_change = on_change
+    def __init__(self, stdout: Write, stderr: Write, keep_order: bool, on_written: Callable[[], None]) -> None:
+        self._on_written = on_written
+        self.changed = Change()
         self._stdout = Writer(stdout, self._count_written)
         self._stderr = Writer(stderr, self._count_written)
         self._order = Order(self._emit_in_turn) if keep_order else None
@@ -103,7 +125,8 @@ class Output:
         """The answers to rows by their number, each with its newline."""
         if self._order:
             self.size += size_of(list(lines.items()))
-            self._order.put(lines)
+            if self._order.put(lines):
+                self.changed.notify()
         else:
             whole = (next(iter(lines)), b"".join(lines.values()))
             self.size += size_of([whole])
@@ -127,11 +150,13 @@ class Output:
         self.size += size_of([line])
         self._stderr.put([line])
 
-    def has_room_for(self, number: int) -> bool:
-        """Whether the line of an earlier row, `number`, may come, with or without room for new ones.
+    async def room_for(self, number: int) -> None:
+        """Return when the line of the row on line `number` may come."""
+        if not self._has_room_for(number):
+            await self.changed.until(lambda: self._has_room_for(number))
 
-        What waits for its turn must not keep the line out that it waits for.
-        """
+    def _has_room_for(self, number: int) -> bool:
+        # What waits for its turn must not keep the line out that it waits for.
         if self._order and number == self._order.next:
             return self.size - self._order.size < BUFFER_BYTES
         return self.size < BUFFER_BYTES
@@ -144,7 +169,8 @@ class Output:
 
     def _count_written(self, size: int) -> None:
         self.size -= size
-        self._on_change()
+        self._on_written()
+        self.changed.notify()
 
     def release(self) -> None:
         """What is held back for its turn is written all the same: the run is over."""
@@ -182,13 +208,15 @@ class Order:
         self._held: dict[int, bytes] = {}
         self.size = 0
 
-    def put(self, lines: dict[int, bytes]) -> None:
-        """Takes lines."""
+    def put(self, lines: dict[int, bytes]) -> bool:
+        """Take lines; return whether it is another one's turn now."""
         self._held.update(lines)
         self.size += size_of(list(lines.items()))
+        turn = self.next
         while self.next in self._held:
             self._release(self.next)
             self.next += 1
+        return self.next > turn
 
     def release(self) -> None:
         """Emits what is held, in order, across the gaps of lines that never came."""

@@ -1,41 +1,41 @@
-"""One run, every stage in order: rows → prompt → cache → (flights: chat → answer → cache) → output.
+"""One run, every stage in order: rows → prompt → cache → (chat → answer → cache) → output.
 
-Up to the cache a few dozen rows take each stage together: a call for each row and stage would cost
-more than the stages do.
+Theory of operation
+- Rows are taken in blocks, in the order of their lines, up to the look-up in the cache: a call for
+  each row and stage would cost more than the stages do. What the cache has is printed there.
+- Each other request is one task, which awaits in this order a slot (`-j`), the answer, the disk, and
+  for each of its rows room on the output. It prints then, and nothing of it lives on. The slot is
+  free only when the answer is on the disk: SIGKILL costs no more than the slots.
+- Memory is bounded by four things, and a block is taken only when none is used up: the slots, the
+  requests queued for one, the bytes of the rows that wait without a slot, the bytes not yet written.
+- Whatever makes room says so to `Output.changed`; it alone wakes who waits for room, and they look
+  for themselves whether there is any.
+- An early end is a `Stop`: nothing more is taken or sent, what is at the server is finished.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmfilter.answer import Checks
-from llmfilter.cache import Keys, NoCache
-from llmfilter.errors import RowError, RunError
-from llmfilter.flights import Flights
+from llmfilter.answer import Answer
+from llmfilter.breaker import Breaker
+from llmfilter.completion import Completion, pack
+from llmfilter.conversation import Conversation
+from llmfilter.errors import Abandoned, RowError, RunError, describe_bug
+from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
-from llmfilter.prompt import Prompt
+from llmfilter.record import splice
 from llmfilter.replay import Replay
-from llmfilter.rows import Overlong, Row, Rows, parse_records
+from llmfilter.rows import Row, Rows, parse_record
 from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
     from llmfilter.chat import Chat
+    from llmfilter.job import Job
 
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
-
-
-class Job(NamedTuple):
-    """What is done with each row. connect makes the client when the first row needs it, since loading
-    it takes longer than a run that the cache can answer."""
-
-    prompt: Prompt
-    keys: Keys
-    checks: Checks
-    reasks: int
-    jobs: int
-    cache: NoCache
-    connect: "Callable[[], Chat]"
-    is_dry: bool = False
+_BUG_S = 10.0  # what is in flight gets so long after a bug outside of its own path
 
 
 class Stop(NamedTuple):
@@ -45,191 +45,209 @@ class Stop(NamedTuple):
     reason: str | None
 
 
+class Snapshot(NamedTuple):
+    """How far a run is.
+
+    bytes_done: about how much of the input has its lines; at_server: requests under way there; held:
+    whether answers wait for the reader of the output; first_unfinished: the lowest line without an
+    outcome, or None; limit: whether sending is slowed down.
+    """
+
+    bytes_done: float
+    at_server: int
+    held: bool
+    first_unfinished: int | None
+    is_limited: bool
+
+
 class Pipeline:
     """Runs a job from a descriptor to two outputs.
 
     stopped: why it ended early, or None; asked_bytes: what a dry run would send.
     """
 
-    def __init__(self, job: Job, stdin: int, stdout: Write, stderr: Write, keep_order: bool, stats: Stats) -> None:
+    def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats) -> None:
         self._job = job
         self.stats = stats
-        self._changed = asyncio.Event()
-        self.rows = Rows(stdin)
-        self.output = Output(stdout, stderr, keep_order, self._wake)
-        self.flights = Flights(
-            job.connect,
-            job.prompt,
-            job.checks,
-            job.reasks,
-            job.cache,
-            self.output,
-            stats,
-            self._changed.set,
-            self._refuse,
-        )
-        job.cache.on_failure = self.output.say
+        self._rows = Rows(stdin)
+        self.output = Output(stdout, stderr, job.keep_order, self._check_output)
+        self._in_flight = InFlight(job.jobs)
+        self._breaker = Breaker(stats)
         self._replay = Replay(job.checks, stats)
+        self._chat: Chat | None = None
         self._number = 0  # of the line taken last
-        self._singly_until = 0  # up to this line they are taken one by one: one of them is at fault
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
-        self._spare = 0  # how many rows may be taken beyond the free slots, since they are probably in the cache
-        self._bug: BaseException | None = None
+        self._patience: asyncio.Timeout = asyncio.timeout(None)
         self.asked_bytes = 0
         self.stopped: Stop | None = None
+        job.cache.on_failure = self.output.say
 
     async def run(self) -> None:
-        """Until every row has its line; after `stop()`, until all that was sent has."""
-        try:
-            async for lines in self.rows:
-                before = self._number
-                while (at := self._number - before) < len(lines) and (room := await self._room()):
-                    self._take(lines[at : at + room])
-        except OSError as error:
-            self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
-        await self._until(lambda: not self.flights.count)
-        await self.flights.close()
-        self.output.release()
-        await self._until(lambda: self.output.idle)
+        """Return when every row has its line; after `stop()`, when all that was sent has."""
+        with suppress(TimeoutError):  # of patience, after a bug
+            async with self._patience:
+                async with asyncio.TaskGroup() as tasks:
+                    await self._take_all(tasks)
+                self.output.release()
+                await self.output.changed.until(lambda: self.output.idle)
+        if self._chat:
+            await self._chat.close()
         self._job.cache.close()
 
     def stop(self, stop: Stop) -> None:
         """Take nothing more and send nothing more, but wait for what is at the server: it is paid for."""
         if self.stopped is None:
             self.stopped = stop
-            self.rows.stop()
-            self.flights.drain()
-            self._wake()
-
-    @property
-    def bytes_done(self) -> float:
-        """About how many bytes of the input have their lines."""
-        return self.rows.bytes_until(self._number - self.flights.count)
-
-    @property
-    def first_unfinished(self) -> int | None:
-        """The lowest line that has neither an answer nor an error line, or None if all have."""
-        lines = [self.flights.first_unfinished, self.output.first_unwritten]
-        if not self.rows.ended or self._number < self.rows.lines_read:
-            lines.append(self._number + 1)
-        return min([line for line in lines if line is not None], default=None)
-
-    def _take(self, lines: list[bytes]) -> None:
-        """Takes rows from the next lines; those of white space yield nothing.
-
-        It may take none, if there is a fault in one of several: then they come singly.
-        """
-        self._spare = min(2 * self._spare + 1, self._rows_most)
-        raws = list(map(bytes.strip, lines))
-        numbers = list(range(self._number + 1, self._number + 1 + len(lines)))
-        blanks: set[int] = set()
-        if b"" in raws:
-            blanks = {number for number, line in zip(numbers, lines, strict=True) if is_blank(line)}
-            numbers = [number for number in numbers if number not in blanks]
-            lines = [line for line in lines if not is_blank(line)]
-            raws = list(map(bytes.strip, lines))
-        records: list[dict[str, Any]] = []
-        try:
-            records = parse_records(lines)
-            bodies = list(map(self._job.prompt.body, records, raws))
-        except RowError as error:
-            if len(lines) > 1:
-                self._singly_until = numbers[-1]
-                return
-            self._fail(numbers[0], raws[0], error, is_record=bool(records))
-            last = numbers[0]
-        else:
-            last = self._ask(numbers, raws, records, bodies) if lines else max(blanks)
-        for blank in blanks:
-            if blank <= last:
-                self.output.skip(blank)
-        self._number = last
-
-    def _ask(self, numbers: list[int], raws: list[bytes], records: list[dict[str, Any]], bodies: list[bytes]) -> int:
-        """What the cache has is printed at once, the others become requests.
-
-        Returns the last of the numbers that it got to: not beyond where all slots are taken, or where
-        the answers are too large to be held together.
-        """
-        job, replay = self._job, self._replay.line
-        keys = list(map(job.keys.of, bodies))
-        found = job.cache.find(keys)
-        printed: dict[int, bytes] = {}
-        is_dry = job.is_dry
-        number = 0
-        for number, raw, record, body, key, stored in zip(numbers, raws, records, bodies, keys, found, strict=False):
-            line = replay(stored, raw, record) if stored else None
-            if is_dry:
-                self.asked_bytes += 0 if line else len(body)
-                printed[number] = body + b"\n"
-            elif line:
-                printed[number] = line
-            else:
-                self._spare = 0
-                self.flights.start(Row(number, raw, record), key, body)
-                if self.flights.count == job.jobs:
-                    break
-        self.stats.rows += numbers.index(number) + 1
-        if printed:
-            self.output.answers(printed)
-        return number
-
-    def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
-        self.stats.rows += 1
-        self.stats.by_kind[error.kind] += 1
-        self.output.error(number, error_line(number, error, 0, raw, is_record))
-
-    async def _room(self) -> int:
-        """How many rows may be taken, as soon as there is room; 0 once the run is stopped."""
-        await self._until(lambda: self._has_room() or self.stopped is not None)
-        if self.stopped:
-            return 0
-        if self._number < self._singly_until:
-            return 1
-        # A row that becomes a request and finds no slot was read in vain.
-        return min(self._job.jobs - self.flights.count + self._spare, self._rows_most)
-
-    def _has_room(self) -> bool:
-        return (
-            self.output.size < BUFFER_BYTES
-            and self.flights.count < self._job.jobs
-            and self.flights.waiting_bytes < BUFFER_BYTES
-        )
-
-    async def _until(self, is_reached: Callable[[], bool]) -> None:
-        while not is_reached():
-            if self._bug:
-                raise self._bug
-            self._changed.clear()
-            await self._changed.wait()
-
-    def _wake(self) -> None:
-        """Some output is written, or can't be."""
-        failure = self.output.failure
-        if failure and not self.stopped:
-            self.stop(failure_of(failure))
-        self.flights.resume()
-        self._changed.set()
+            self._rows.stop()
+            if self._chat:
+                self._chat.drain()
+            self.output.changed.notify()
 
     def crash(self, context: Mapping[str, Any]) -> None:
-        """A bug showed in a callback, as the event loop tells it: `run` raises it."""
-        self._refuse(context.get("exception") or RuntimeError(context["message"]))
+        """Stop for a bug in a callback, as the event loop tells it; wait a little for what is in flight."""
+        bug = context.get("exception")
+        self._stop_for(bug if isinstance(bug, Exception) else RuntimeError(context["message"]))
+        with suppress(RuntimeError):  # it has ended already
+            self._patience.reschedule(asyncio.get_running_loop().time() + _BUG_S)
 
-    def _refuse(self, end: BaseException) -> None:
-        if isinstance(end, RunError):
-            self.stop(Stop(3, str(end)))
+    def snapshot(self) -> Snapshot:
+        """Return how far the run is."""
+        lines = [self._in_flight.first_unfinished, self.output.first_unwritten]
+        if not self._rows.ended or self._number < self._rows.lines_read:
+            lines.append(self._number + 1)
+        chat = self._chat
+        return Snapshot(
+            self._rows.bytes_until(self._number - self._in_flight.count),
+            chat.at_server if chat else 0,
+            self.output.size > 0,
+            min([line for line in lines if line is not None], default=None),
+            chat.is_limited if chat else False,
+        )
+
+    async def _take_all(self, tasks: asyncio.TaskGroup) -> None:
+        try:
+            async for lines in self._rows:
+                for at in range(0, len(lines), self._rows_most):
+                    await self.output.changed.until(self._may_go_on)
+                    if self.stopped:
+                        return
+                    for request in self._take(lines[at : at + self._rows_most]):
+                        tasks.create_task(self._complete(request))
+        except OSError as error:
+            self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
+        except RunError as end:
+            self.stop(Stop(3, end.message))
+
+    def _may_go_on(self) -> bool:
+        in_flight = self._in_flight
+        return self.stopped is not None or (
+            in_flight.queued < QUEUED_MOST
+            and in_flight.waiting_bytes < BUFFER_BYTES
+            and self.output.size < BUFFER_BYTES
+        )
+
+    def _take(self, lines: list[bytes]) -> list[Request]:
+        """Print what fails here and what the cache has; return the requests for the other rows."""
+        rows, bodies = [], []
+        build, first = self._job.prompt.body, self._number + 1
+        for number, line in enumerate(lines, first):
+            self._number = number
+            raw, record = line.strip(), None
+            if not raw:
+                self.output.skip(number)
+                continue
+            self.stats.rows += 1
+            try:
+                record = parse_record(raw)
+                bodies.append(build(record, raw))
+                rows.append(Row(number, raw, record))
+            except RowError as error:
+                self._fail(number, raw, error, is_record=record is not None)
+        return self._look_up(rows, bodies)
+
+    def _look_up(self, rows: list[Row], bodies: list[bytes]) -> list[Request]:
+        job, replay, in_flight = self._job, self._replay.line, self._in_flight
+        keys = list(map(job.keys.of, bodies))
+        printed: dict[int, bytes] = {}
+        requests = []
+        for row, body, key, stored in zip(rows, bodies, keys, job.cache.find(keys), strict=True):
+            outcome = replay(row, key, stored) if stored else None
+            if job.is_dry:
+                self.asked_bytes += 0 if isinstance(outcome, bytes) else len(body)
+                printed[row.number] = body + b"\n"
+            elif isinstance(outcome, bytes):
+                printed[row.number] = outcome
+            elif not in_flight.join(row, key):
+                requests.append(in_flight.add(row, key, body, outcome))
+        if printed:
+            self.output.answers(printed)
+        return requests
+
+    def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
+        self.stats.by_kind[error.kind] += 1
+        self.output.error(number, error_line(number, error, 0, raw, is_record))
+        self._breaker.reject_unsent(error)
+
+    async def _complete(self, request: Request) -> None:
+        """Take a request from its queue to its rows' lines."""
+        outcome: tuple[Completion, Answer] | RowError
+        try:
+            async with self._in_flight.slots:
+                self._in_flight.leave_queue(request)
+                self.output.changed.notify()
+                if self.stopped:
+                    raise Abandoned
+                outcome = await self._converse(request)
+                await self._job.cache.put(request.key, pack(request.key, outcome[0]))
+        except RowError as error:
+            outcome = error
+        except Abandoned:
+            return self._in_flight.abandon(request)
+        except RunError as end:
+            self.stop(Stop(3, end.message))
+            return self._in_flight.abandon(request)
+        except Exception as bug:
+            self._stop_for(bug)
+            return self._in_flight.abandon(request)
+        while request.rows:
+            await self.output.room_for(request.rows[0].number)
+            self._print(request, outcome)
+        self._in_flight.remove(request)
+        self.output.changed.notify()
+        return None
+
+    async def _converse(self, request: Request) -> tuple[Completion, Answer]:
+        if self._chat is None:
+            self._chat = self._job.connect()
+            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker)
+        return await self._conversation.hold(request)
+
+    def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
+        is_shared = request.is_shared
+        row = self._in_flight.take_row(request)
+        if isinstance(outcome, RowError):
+            self.stats.by_kind[outcome.kind] += 1
+            self.output.error(row.number, error_line(row.number, outcome, request.attempts, row.raw, is_record=True))
+            return
+        completion, (answer, answer_keys) = outcome
+        if is_shared:
+            self.stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
         else:
-            self._bug = end
-            self._changed.set()
+            self.stats.asked += 1
+        self.stats.count_replaced(row.number, row.record, answer_keys)
+        self.output.answers({row.number: splice(row.raw, row.record, answer, answer_keys)})
 
+    def _check_output(self) -> None:
+        """Stop where an output can't be written any more."""
+        if failure := self.output.failure:
+            self.stop(failure_of(failure))
 
-def is_blank(line: bytes) -> bool:
-    """Whether a line is nothing but white space, as far as it was kept."""
-    return not line.strip() and not isinstance(line, Overlong)
+    def _stop_for(self, bug: Exception) -> None:
+        self.stop(Stop(70, describe_bug(bug)))
 
 
 def failure_of(error: Exception) -> Stop:
-    """What it means that an output could not be written."""
+    """Return what it means that an output could not be written."""
     if isinstance(error, BrokenPipeError):
         return Stop(141, None)  # 128 + SIGPIPE: its reader has seen enough
     return Stop(3, f"the output can't be written: {error.strerror if isinstance(error, OSError) else error}")

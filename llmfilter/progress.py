@@ -71,7 +71,7 @@ class Progress:
             self._bar_thread = threading.Thread(target=self._show_bar, daemon=True)
             self._bar_thread.start()
         now = self._pipeline.stats.seconds
-        self._samples.append((now, self._done, self._pipeline.bytes_done))
+        self._samples.append((now, self._done, self._pipeline.snapshot().bytes_done))
         while self._samples[0][0] < now - WINDOW_S:
             self._samples.popleft()
         self._timer = self._loop.call_later(SAMPLE_S, self._sample)
@@ -85,26 +85,26 @@ class Progress:
         """Of the input's bytes, or None if their number is unknown."""
         if not self._total_bytes:
             return None
-        return min(1.0, self._pipeline.bytes_done / self._total_bytes)
+        return min(1.0, self._pipeline.snapshot().bytes_done / self._total_bytes)
 
     def segments(self) -> list[str]:
         """What there is to say, the most important first."""
-        stats, flights = self._pipeline.stats, self._pipeline.flights
+        stats, now = self._pipeline.stats, self._pipeline.snapshot()
         then, rows, taken = self._samples[0]
         seconds = max(stats.seconds - then, 0.001)
         rate = (self._done - rows) / seconds
         said = [f"{self._done:,} rows"]
         if self.fraction is not None and self._total_bytes:
             said.append(f"{self.fraction:.0%}")
-            speed = (self._pipeline.bytes_done - taken) / seconds
+            speed = (now.bytes_done - taken) / seconds
             if speed > 0 and self.fraction < 1:
-                left_s = (self._total_bytes - self._pipeline.bytes_done) / speed
+                left_s = (self._total_bytes - now.bytes_done) / speed
                 said.append(f"{duration(left_s)} left")
         said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
-        said.append(f"{flights.count - flights.waiting:,} in flight")
-        if flights.is_limited and flights.waiting:
+        said.append(f"{now.at_server:,} in flight")
+        if now.is_limited:
             said.append("waiting for the rate limit")
         if stats.cached:
             said.append(f"{stats.cached:,} from cache")
@@ -170,9 +170,7 @@ class Bar:
 
     def print_above(self, lines: bytes) -> None:
         """Writes whole lines above the bar, as they are."""
-        from rich.control import strip_control_codes
-
-        text = strip_control_codes(lines.decode("utf-8", "replace").removesuffix("\n"))
+        text = lines.decode("utf-8", "replace").removesuffix("\n")
         self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:

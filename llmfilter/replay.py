@@ -5,51 +5,47 @@ That is done here in one piece; the calls of those who know each step take longe
 """
 
 import struct
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from orjson import loads
 
 from llmfilter.answer import Checks
-from llmfilter.completion import HEADER, VERSION, unpack
+from llmfilter.completion import HEADER, parse_content, parse_header
 from llmfilter.errors import RowError
 from llmfilter.record import splice
+from llmfilter.rows import Row
 from llmfilter.stats import Stats
-
-_unpack_header = HEADER.unpack_from
 
 
 @lru_cache(1000)  # the answers to one prompt mostly have the same keys
-def _read_keys(text: bytes) -> tuple[str, ...]:
-    keys = loads(text)
-    if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
-        return tuple(keys)
-    raise ValueError("these are no keys")
+def _parse_keys(text: bytes) -> tuple[str, ...]:
+    keys: tuple[str, ...] = tuple(loads(text))
+    return keys
 
 
 class Replay:
     """Makes output lines of what is stored, and counts them."""
 
     def __init__(self, checks: Checks, stats: Stats) -> None:
-        self._read = checks.read
+        self._parse = checks.parse
         self._takes_any = checks.takes_any
         self._stats = stats
 
-    def line(self, stored: bytes, raw: bytes, record: Mapping[str, Any]) -> bytes | None:
-        """The line, or None if what is stored does not pass today's checks."""
+    def line(self, row: Row, key: bytes, stored: memoryview) -> bytes | RowError:
+        """Return a row's line, or why what is stored under its key is none today."""
+        record = row.record
         try:
-            version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
-            keys = stored[HEADER.size : keys_end] if version == VERSION and self._takes_any else b""
-            if keys and record and record.keys().isdisjoint(_read_keys(keys)):
-                line = b"%b,%b\n" % (raw[:-1], str.encode(loads(stored[start:end]))[1:])
+            keys_end, start, end, prompt_tokens, completion_tokens = parse_header(key, stored)
+            keys = bytes(stored[HEADER.size : keys_end]) if self._takes_any else b""
+            if keys and record and record.keys().isdisjoint(_parse_keys(keys)):
+                line = b"%b,%b\n" % (row.raw[:-1], str.encode(loads(stored[start:end]))[1:])
             else:
-                content, prompt_tokens, completion_tokens = unpack(stored)
-                line = splice(raw, record, *self._read(content))
-        except (struct.error, ValueError, TypeError, RowError):  # TypeError: str.encode, of what is no text
-            return None
-        stats = self._stats  # as its count_replay, without the call
-        stats.cached += 1
-        stats.saved_prompt += prompt_tokens
-        stats.saved_completion += completion_tokens
+                answer, answer_keys = self._parse(parse_content(stored, keys_end, start, end))
+                line = splice(row.raw, record, answer, answer_keys)
+                self._stats.count_replaced(row.number, record, answer_keys)
+        except (struct.error, ValueError):
+            return RowError("server", "what is stored can't be read")
+        except RowError as fault:
+            return fault
+        self._stats.count_replay(prompt_tokens, completion_tokens)
         return line

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from llmfilter.batches import start_thread
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json
 
@@ -28,6 +29,10 @@ BOM = b"\xef\xbb\xbf"
 
 class Overlong(bytes):
     """The beginning of a line of more than LINE_BYTES_MAX bytes; the rest was not kept."""
+
+    def strip(self, _: object = None) -> "Overlong":
+        """Return it as it is: whatever it begins with, the line is not blank."""
+        return self
 
 
 class Splitter:
@@ -119,7 +124,7 @@ class Rows:
         self.ended = False
         self.lines_read = self._block_lines = 0
         self.bytes_read = self._block_bytes = 0
-        threading.Thread(target=self._read, daemon=True).start()
+        start_thread(self._read)
 
     def stop(self) -> None:
         """Hand out nothing more."""
@@ -202,18 +207,6 @@ class Row(NamedTuple):
     number: int
     raw: bytes
     record: dict[str, Any]
-
-
-def parse_records(lines: list[bytes]) -> list[dict[str, Any]]:
-    """Lines → their records; raises RowError(`input`) where one is not one JSON object."""
-    try:
-        records = list(map(orjson.loads, lines))
-    except orjson.JSONDecodeError:
-        pass
-    else:
-        if {*map(type, lines), *map(type, records)} == {bytes, dict}:
-            return records
-    return [parse_record(line) for line in lines]
 
 
 def parse_record(line: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,18 @@ from typing import Any
 class Stats:
     """Counters of one run; rows = answered + failed (+ unfinished, after an early stop).
 
-    asked: rows that were answered by a request of their own; cached: without one.
+    asked: rows that were answered by a request of their own; cached: without one; unstored: answers
+    that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
+    of them by its line and key.
     """
 
     rows: int = 0
     asked: int = 0
     cached: int = 0
     by_kind: Counter[str] = field(default_factory=Counter)
+    unstored: int = 0
+    replaced: int = 0
+    first_replaced: tuple[int, str] | None = None
     requests: int = 0
     retries: int = 0
     reasked: int = 0
@@ -25,6 +31,14 @@ class Stats:
     saved_prompt: int = 0
     saved_completion: int = 0
     started_at: float = field(default_factory=time.monotonic)
+
+    def count_replaced(self, line: int, record: Mapping[str, Any], answer_keys: Mapping[str, Any]) -> None:
+        """Note the keys of a record that its answer has too: the answer's values stand in their place."""
+        if record.keys().isdisjoint(answer_keys):
+            return
+        self.replaced += 1
+        if self.first_replaced is None:
+            self.first_replaced = (line, next(key for key in record if key in answer_keys))
 
     def count_replay(self, prompt_tokens: int, completion_tokens: int) -> None:
         """A row was answered without a request of its own."""
@@ -55,6 +69,8 @@ class Stats:
             "cached": self.cached,
             "failed": self.failed,
             "by_kind": dict(sorted(self.by_kind.items())),
+            "unstored": self.unstored,
+            "replaced": self.replaced,
             "unfinished": self.rows - self.answered - self.failed,
             "requests": self.requests,
             "retries": self.retries,

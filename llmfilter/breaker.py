@@ -1,0 +1,46 @@
+"""What ends a run: a server, or an input, that refuses every row alike."""
+
+from llmfilter import faults
+from llmfilter.errors import RowError, RunError
+from llmfilter.stats import Stats
+
+REJECTED_MOST = 32  # distinct rows rejected before any success: all the others would be, too
+
+
+class Breaker:
+    """Tells, as long as nothing has succeeded, whether what one row met every row will meet.
+
+    An answer, also an unusable one, is a success, and so is a cache hit.
+    """
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._has_answered = False
+        self._rejected = 0
+        self._unsent = 0
+
+    def succeed(self) -> None:
+        """Note that the server has answered a row."""
+        self._has_answered = True
+
+    def reject(self, fault: RowError) -> None:
+        """Note that a row has failed for good; raise RunError if all of them would."""
+        if self._has_answered or self._stats.answered:
+            return
+        if fault.kind == "network":
+            raise RunError(f"the server can't be reached: {fault.message}: check -u (or $OPENAI_BASE_URL)")
+        if isinstance(fault, faults.ModelMissing):
+            raise RunError(f"the server has no such model ({fault.message}): check -m and -u")
+        if fault.status in faults.REFUSALS:
+            self._rejected += 1
+            if self._rejected >= REJECTED_MOST:
+                raise RunError(f"the server refused the first {REJECTED_MOST} rows, the last with {fault.message}")
+
+    def reject_unsent(self, fault: RowError) -> None:
+        """Note that no request could be made of a row; raise RunError if that holds for all."""
+        self._unsent += 1
+        if self._unsent == REJECTED_MOST == self._stats.rows:
+            raise RunError(
+                f"none of the first {REJECTED_MOST} rows can be sent, the last since {fault.message}: "
+                "check the prompt and the input"
+            )

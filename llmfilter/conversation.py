@@ -1,0 +1,71 @@
+"""A request → an answer that passed its checks: sent, sent again, asked again."""
+
+import random
+from typing import TYPE_CHECKING
+
+from llmfilter import faults
+from llmfilter.answer import Answer
+from llmfilter.breaker import Breaker
+from llmfilter.completion import Completion
+from llmfilter.errors import Abandoned, Retryable, RowError
+from llmfilter.inflight import InFlight, Request
+
+if TYPE_CHECKING:
+    from llmfilter.chat import Chat
+    from llmfilter.job import Job
+
+_REASKED = ("unparsable", "invalid")
+REASK = (
+    "Your answer can't be used: {fault}. "
+    "Answer again, with all that was asked for, as one JSON object and nothing else."
+)
+
+
+class Conversation:
+    """Holds the conversations of a run, each in its request's task and slot."""
+
+    def __init__(self, job: "Job", chat: "Chat", in_flight: InFlight, breaker: Breaker) -> None:
+        self._job = job
+        self._chat = chat
+        self._in_flight = in_flight
+        self._breaker = breaker
+
+    async def hold(self, request: Request) -> tuple[Completion, Answer]:
+        """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
+        body, reasks_left, failures = request.body, self._job.reasks, 0
+        if request.unusable and reasks_left:
+            body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
+        while True:
+            try:
+                completion = await self._chat.send(body, request)
+                self._breaker.succeed()
+                return completion, self._parse(completion)
+            except Retryable as fault:
+                failures += not fault.is_limit
+                if failures > self._job.retries:
+                    self._breaker.reject(fault)
+                    raise
+                wait_s = faults.wait_s(fault.after_s, failures or 1, random.random())
+            except RowError as fault:
+                if not reasks_left or fault.kind not in _REASKED or self._chat.draining.is_set():
+                    self._breaker.reject(fault)
+                    raise
+                body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
+                continue
+            await self._in_flight.lend_slot(request, wait_s, self._chat.draining)
+            if self._chat.draining.is_set():
+                raise Abandoned
+
+    def _parse(self, completion: Completion) -> Answer:
+        """Return the answer in a completion; one that was cut off is one if nothing of it is missing."""
+        fault = completion.fault
+        if fault is None:
+            return self._job.checks.parse(completion.content)
+        if fault.kind == "truncated" and (answer := self._job.checks.parse_whole(completion.content)):
+            return answer
+        raise fault
+
+    def _reask(self, request: Request, fault: RowError) -> bytes:
+        self._chat.stats.reasked += 1
+        turns = [("assistant", fault.raw or ""), ("user", REASK.format(fault=fault.message))]
+        return self._job.prompt.extend(request.body, turns)

@@ -8,34 +8,17 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmfilter.answer import Checks
-from llmfilter.cache import Keys, NoCache
 from llmfilter.errors import RowError, RunError
 from llmfilter.flights import Flights
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
-from llmfilter.prompt import Prompt
 from llmfilter.replay import Replay
 from llmfilter.rows import Overlong, Row, Rows, parse_records
 from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
-    from llmfilter.chat import Chat
+    from llmfilter.job import Job
 
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
-
-
-class Job(NamedTuple):
-    """What is done with each row. connect makes the client when the first row needs it, since loading
-    it takes longer than a run that the cache can answer."""
-
-    prompt: Prompt
-    keys: Keys
-    checks: Checks
-    reasks: int
-    jobs: int
-    cache: NoCache
-    connect: "Callable[[], Chat]"
-    is_dry: bool = False
 
 
 class Stop(NamedTuple):
@@ -51,7 +34,7 @@ class Pipeline:
     stopped: why it ended early, or None; asked_bytes: what a dry run would send.
     """
 
-    def __init__(self, job: Job, stdin: int, stdout: Write, stderr: Write, keep_order: bool, stats: Stats) -> None:
+    def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, keep_order: bool, stats: Stats) -> None:
         self._job = job
         self.stats = stats
         self._changed = asyncio.Event()

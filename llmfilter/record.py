@@ -45,7 +45,7 @@ _STRING_OR_PLAIN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^"\[\]{}]++', re.D
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
-def _depth(text: str) -> int:
+def depth(text: str) -> int:
     """Return how many brackets are open at most."""
     return max(accumulate(_STEPS[bracket] for bracket in _STRING_OR_PLAIN.sub("", text)), default=0)
 
@@ -63,7 +63,7 @@ def parse_json(text: bytes | memoryview | str) -> Any:
     try:
         # Decoded here, since json would also guess UTF-16 and UTF-32.
         source = text if isinstance(text, str) else bytes(text).decode()
-        if _depth(source) <= _DEPTH_MOST:
+        if depth(source) <= _DEPTH_MOST:
             return _decoder.decode(source)
         fault = "it is nested too deeply"
     except ValueError:
@@ -82,8 +82,12 @@ def parse_exact(text: bytes) -> Any:
 
 
 def is_exact(text: str) -> bool:
-    """Return whether Python's numbers hold what orjson reads from a JSON text: no integer is beyond 64 bits."""
+    """Return whether orjson keeps a JSON text: no number is too large for it, no surrogate alone."""
     integers: list[str] = []
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
     json.loads(text, parse_int=integers.append)
     return all(len(each) <= 20 and -(2**63) <= int(each) < 2**64 for each in integers)
 

@@ -42,10 +42,10 @@ def make_endpoint(
     parts = _split(base_url or environ.get("OPENAI_BASE_URL") or OPENAI, source)
     secrets: list[str] = []
     headers = [_expand(typed, environ, secrets) for typed in typed_headers]
-    names = {name.lower() for name, _ in headers}
+    names = {name.lower(): name for name, _ in headers}
     ours = [(name, value) for name, value in _OURS.items() if name.lower() not in names]
     key = environ.get("OPENAI_API_KEY", "").strip()
-    if not {"authorization", "api-key"} & names:
+    if not {"authorization", "api-key"} & names.keys():
         if key:
             _check_value("$OPENAI_API_KEY", key)
             ours.append(("Authorization", f"Bearer {key}"))
@@ -61,7 +61,8 @@ def make_endpoint(
     return Endpoint(
         base._replace(path=base.path + _PATH).geturl(),
         base._replace(path=base.path + "/models").geturl(),
-        (*ours, *headers),
+        # In one spelling each: aiohttp's session takes another for one that replaces the first.
+        (*ours, *((names[name.lower()], value) for name, value in headers)),
         Mask([secret for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST]),
         proxy,
     )

@@ -214,7 +214,8 @@ def test_a_conversation_goes_on_before_a_records_own_fields(fields: dict[str, An
     prompt = Prompt(Template("{text}"), Template("é"), "é", fields)
     body = prompt.body(parse_json(raw), raw.encode())
     longer = prompt.extend(body, [("assistant", "{"), ("user", "Again.")])
-    assert exact(longer)["messages"][2:] == [{"role": "assistant", "content": "{"}, {"role": "user", "content": "Again."}]
+    added = [{"role": "assistant", "content": "{"}, {"role": "user", "content": "Again."}]
+    assert exact(longer)["messages"][2:] == added
     assert longer.endswith(body[body.index(b'"seed"') :])
     assert longer.startswith(body[: body.index(b'],"seed"')])
 

@@ -43,13 +43,14 @@ class Schema:
         if path := wrapped_at(self.document):
             raise UsageError(f"{named}: the schema is inside of it; take it out: {_jq(path, source)}")
         try:
+            orjson.dumps([[self.document]])  # as deep as in response_format
             self._validator = jsonschema_rs.validator_for(self.document)
-            orjson.dumps(self.response_format())
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as fault:
             raise UsageError(f"{named}: not a JSON Schema: {_place(fault)}") from None
         except orjson.JSONEncodeError:
             raise UsageError(
-                f"{named}: it can't be sent: a number in it is too large (like 1e400), or it is nested too deeply"
+                f"{named}: it can't be sent: it is nested too deeply, or holds a number that is too large "
+                "(like 1e400) or text that is not Unicode"
             ) from None
         if not KEYWORDS & self.document.keys():
             raise UsageError(f"{named}: it checks nothing, since it holds no keyword like properties; leave it out?")
@@ -82,7 +83,7 @@ def _place(error: Exception) -> str:
 
 
 def _jq(filter_: str, source: str) -> str:
-    return f"jq {shlex.quote(filter_)} {shlex.quote(printable(source))} > schema.json"
+    return f"jq {shlex.quote(filter_)} {shlex.quote(printable(source))} > new-schema.json"
 
 
 def _wrapping(document: Mapping[str, Any], source: str) -> str:

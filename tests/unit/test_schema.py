@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from llmfilter.errors import UsageError
@@ -109,8 +110,9 @@ def test_a_fault_is_no_longer_than_a_line() -> None:
         (b'{"$ref": "other.json"}', ["other.json"]),
         (b'{"$schema": "http://nowhere.invalid/draft"}', ["http://nowhere.invalid/draft"]),
         (b'{"properties": {"a": {"maximum": 1e400}}}', ["can't be sent", "too large"]),
-        (b'{"title": "\\ud800", "type": "object"}', []),
-        (b'{"items":' * 253 + b"{}" + b"}" * 253, ["can't be sent", "nested too deeply"]),
+        (b'{"title": "\\ud800", "type": "object"}', ["can't be sent", "not Unicode"]),
+        (b'{"items":' * 252 + b"{}" + b"}" * 252, ["can't be sent", "nested too deeply"]),
+        (b'{"items":' * 1000 + b"{}" + b"}" * 1000, ["can't be sent", "nested too deeply"]),
         (b"{}", ["checks nothing"]),
         (b'{"title": "Answer", "label": "spam"}', ["checks nothing"]),
     ],
@@ -164,7 +166,7 @@ def run_jq(message: str, document: Any, folder: Path) -> Any:
     """What the command in a message makes of a document."""
     (folder / "answer.json").write_text(json.dumps(document))
     subprocess.run(message[message.index("jq ") :], shell=True, check=True, cwd=folder)
-    return json.loads((folder / "schema.json").read_bytes())
+    return json.loads((folder / "new-schema.json").read_bytes())
 
 
 def complaint(document: Any) -> str:
@@ -204,12 +206,15 @@ def test_a_schema_that_no_object_satisfies_is_refused(document: dict[str, Any]) 
         {"anyOf": [{"type": "string"}, {"type": "object"}]},
         {"anyOf": [{"$ref": "#"}, {"type": "object"}]},
         {"not": {"required": ["a"]}},
+        json.loads('{"type":"object","properties":{"a":' * 125 + "{}" + "}}" * 125),
         {"$ref": "#/$defs/a~1b", "$defs": {"a/b": SCHEMA}},
         PYDANTIC,
     ],
 )
 def test_a_schema_that_some_object_satisfies_is_taken(document: dict[str, Any]) -> None:
-    assert make(document).document == document
+    schema = make(document)
+    assert schema.document == document
+    assert orjson.dumps(schema.response_format())
 
 
 # What is asked

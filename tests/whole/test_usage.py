@@ -84,7 +84,7 @@ WRONG: list[tuple[Sequence[str], dict[str, str | None], Sequence[str]]] = [
     ),
     (ASK, {"OPENAI_BASE_URL": "user:secret@host/v1"}, ["$OPENAI_BASE_URL: no user or password in a URL"]),
     ([*ASK, "--schema", "huge.json"], {}, ["--schema huge.json: it can't be sent", "1e400"]),
-    ([*ASK, "--schema", "wrapped.json"], {}, ["--schema wrapped.json", "jq .schema wrapped.json > schema.json"]),
+    ([*ASK, "--schema", "wrapped.json"], {}, ["--schema wrapped.json", "jq .schema wrapped.json > new-schema.json"]),
     ([*ASK, "--schema", "list.json"], {}, ["--schema list.json: no JSON object satisfies it", "jq '{type:"]),
     ([*ASK, "--schema", "example.json"], {}, ["--schema example.json: it checks nothing"]),
     ([*ASK, "--cache", ""], {}, ["--cache", "empty", "--no-cache"]),

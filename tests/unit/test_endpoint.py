@@ -28,7 +28,7 @@ def headers_of(endpoint: Endpoint) -> dict[str, str]:
 
 def complaint(url: str | None = None, *headers: str, **environ: str) -> str:
     with pytest.raises(UsageError) as caught:
-        make(url, *headers, **environ)
+        make_endpoint(url, headers, environ, needs_key=True)
     return str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""README.md against the program. After a change of the help: python tests/whole/test_readme.py writes it into README.md."""
+"""README.md against the program. After a change of the help: python tests/whole/test_readme.py writes it there."""
 
 import argparse
 import re

@@ -17,7 +17,7 @@ def make(url: str | None = None, *headers: str, needs_key: bool = True, **enviro
 
 def complaint(url: str | None = None, *headers: str, **environ: str) -> str:
     with pytest.raises(UsageError) as caught:
-        make(url, *headers, **environ)
+        make_endpoint(url, headers, environ, True)
     return str(caught.value)
 
 

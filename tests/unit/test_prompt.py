@@ -15,8 +15,8 @@ from llmfilter.record import parse_json
 
 
 def messages(prompt: Prompt, raw: str) -> list[dict[str, Any]]:
-    body: dict[str, Any] = json.loads(prompt.body(parse_json(raw), raw.encode()))
-    return body["messages"]
+    made: list[dict[str, Any]] = json.loads(prompt.body(parse_json(raw), raw.encode()))["messages"]
+    return made
 
 
 def fill(template: str, raw: str) -> str:

@@ -18,7 +18,7 @@ The modules, in the order in which a row meets them:
     output      answers to stdout, error lines to stderr
     progress    how far it is: bar, SIGUSR1, summary
 
-Beside them: record (JSON as bytes), batches (a thread for blocking calls), stats, errors.
+Beside them: record (JSON as bytes), batches (a thread for blocking calls), stats, errors, typos.
 """
 
 __version__ = "0.1.0"

@@ -50,7 +50,7 @@ class Checks:
     def parse(self, content: str) -> Answer:
         """Return the answer in a content; raise RowError (`unparsable`, `invalid`)."""
         if self._is_text:
-            return _under(self._key or "answer", dump_text(read_text(content)))
+            return _under("answer" if self._key is None else self._key, dump_text(read_text(content)))
         text, value = extract(content)
         if self.takes_any:
             return text, value

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def start_thread(run: Callable[[], None]) -> None:
-    """Run something in a daemon thread, which does not keep the program alive; raise UsageError if there can't be one."""
+    """Run something in a daemon thread, which does not keep the program alive; UsageError if there can't be one."""
     try:
         threading.Thread(target=run, daemon=True).start()
     except RuntimeError:

@@ -16,7 +16,7 @@ from llmfilter.record import parse_json
 from llmfilter.stats import Stats
 from llmfilter.wire import Reply, Wire
 
-Fault = TypeVar("Fault", RowError, RunError)
+Fault = TypeVar("Fault", bound=RowError | RunError)
 MESSAGE_CHARS_MOST = 1000
 LIMIT_S = 600.0  # so long without one success, or asked to wait for longer: the run is hopeless
 

@@ -8,9 +8,9 @@ import stat
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from llmfilter.errors import UsageError
+from llmfilter.errors import UsageError, describe_bug
 from llmfilter.options import make_parser
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _FILES_BESIDE = 64  # descriptors beyond one for each request: streams, cache, l
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command; return its exit status, unless it dies of a signal."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save yet: end without a traceback
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet
@@ -31,10 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_streams()
         args = make_parser().parse_args(argv)
         check_files(args.jobs)
-        return start(args)
+        status = start(args)
     except UsageError as error:
         say(str(error))
         return 2
+    except MemoryError:
+        say("out of memory: raise ulimit -v, or give smaller records or -j; the same command goes on from there")
+        return 3
+    except Exception as bug:
+        say(describe_bug(bug))
+        return 70
+
+
+    if status - 128 in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        die_of(status - 128)
+    return status
 
 
 def say(message: str) -> None:
@@ -114,7 +125,7 @@ async def run(args: Namespace) -> int:
 
     total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
-    pipeline = Pipeline(job, STDIN, partial(write, STDOUT), write_stderr, args.keep_order, stats)
+    pipeline = Pipeline(job, STDIN, partial(write, STDOUT), write_stderr, stats)
     is_shown = is_terminal and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
     with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
     progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
@@ -144,6 +155,8 @@ def ending(args: Namespace, pipeline: "Pipeline", is_shown: bool) -> list[str]:
     """What there is to say at the end."""
     stats, stopped = pipeline.stats, pipeline.stopped
     lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
+    if stats.unstored:
+        lines.append(f"{count(stats.unstored, 'answer')} could not be stored in the cache: they will be paid for again")
     if args.dry_run:
         asked = stats.rows - stats.cached - stats.failed
         lines.append(f"{stats.rows} rows: {asked} to be asked, {stats.cached} in the cache, {stats.failed} failed")
@@ -174,13 +187,13 @@ def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | 
                 write_stats(stats_path, pipeline.stats)
             if is_writable(STDERR):
                 say(describe_stop(pipeline))
-            os._exit(128 + number)
+            die_of(number)
         seen.append(number)
-        at_server = pipeline.flights.count - pipeline.flights.waiting
         pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
-        if at_server:
-            waits_for = f"finishing {at_server} requests, which are paid for"
-        elif pipeline.output.size:
+        now = pipeline.snapshot()
+        if now.at_server:
+            waits_for = f"finishing {count(now.at_server, 'request')}, which are paid for"
+        elif now.held:
             waits_for = "waiting for the reader of the output"
         else:
             return
@@ -203,15 +216,29 @@ def is_writable(fd: int) -> bool:
 
 
 def describe_stop(pipeline: "Pipeline") -> str:
-    """How far a run came that ended early, and how to go on."""
-    stats, line = pipeline.stats, pipeline.first_unfinished
-    done = stats.answered + stats.failed
+    """Return how far a run came that ended early, and how to go on."""
+    stats, line = pipeline.stats, pipeline.snapshot().first_unfinished
     reason = pipeline.stopped.reason if pipeline.stopped else None
+    done = f"{count(stats.answered, 'row')} answered, {stats.failed} failed"
     if line is None:
-        return f"{reason}; all {done} rows are done"
+        return f"{reason}; every row has its line: {done}"
     return (
-        f"{reason}; stopped at line {line}, {done} rows are done: the same command on the same input goes on from there"
+        f"{reason}; stopped at line {line}, the first without an answer or an error line ({done}): "
+        "the same command on the same input takes from the cache what was answered, and asks for the rest"
     )
+
+
+def count(number: int, noun: str) -> str:
+    """Return like `1 row` or `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def die_of(number: int) -> NoReturn:
+    """End by a signal, as a shell's loop has to see it: $? is 128 + number then."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # where the signal can't be delivered
 
 
 def write_stats(path: str, stats: "Stats") -> None:

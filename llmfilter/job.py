@@ -2,7 +2,7 @@
 any row is read: as UsageError."""
 
 import os
-import select
+import stat
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +12,10 @@ import orjson
 
 from llmfilter.answer import Checks
 from llmfilter.cache import Cache, Keys, NoCache
-from llmfilter.endpoint import make_endpoint
-from llmfilter.errors import RowError, RunError, UsageError
-from llmfilter.prompt import Prompt, Template, check_placeholders, read_prompt
+from llmfilter.endpoint import Mask, make_endpoint
+from llmfilter.errors import RowError, RunError, UsageError, printable
+from llmfilter.prompt import Field, Prompt, Template, parse_field, parse_prompt, refuse_fixed
+from llmfilter.record import depth, is_exact, one_line, parse_json
 from llmfilter.rows import BLOCK_BYTES, BOM, parse_record
 from llmfilter.stats import Stats
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _BUILT = {"messages": "-p and -s", "model": "-m", "stream": None, "n": None}  # what -o may not set
 _LISTED_MOST = 20
-_PEEK_MS = 1000
+_NAME_MOST = 100  # characters of a model's name
+_DEPTH_MOST = 254  # what orjson writes
 
 
 class Job(NamedTuple):
@@ -40,20 +42,20 @@ class Job(NamedTuple):
     keep_order: bool
     cache: NoCache
     connect: "Callable[[], Chat]"
-    is_dry: bool = False
+    is_dry: bool
 
 
 async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stats: Stats) -> Job:
-    """The job; asks the server for its model if none was named."""
-    check_text(args)
+    """Return the job; ask the server for its model if none was named."""
+    check_text(args, environ)
     check_stats(args.stats)
-    user = Template(read_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
-    system = Template(read_system(args.system)) if args.system is not None else None
-    if user and not user.names and not (system and system.names):
-        check_placeholders(peek_keys(stdin))
     schema = read_schema(args.schema) if args.schema is not None else None
     checks = make_checks(args, schema)
     fields = request_fields(args.option, response_format(args.text, schema))
+    user = Template(parse_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
+    system = Template(read_system(args.system)) if args.system is not None else None
+    if user and not varies(user, system, fields):
+        refuse_fixed(peek_keys(stdin))
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not args.dry_run)
     cache = open_cache(args, environ, stats)
 
@@ -66,69 +68,76 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
     if not model:
         if args.dry_run:
             raise UsageError("-n sends nothing, so it can't ask the server for its model: give -m NAME")
-        model = await only_model(connect())
+        model = await only_model(connect(), endpoint.mask)
     prompt = Prompt(user, system, model, fields)
     return Job(
-        prompt,
-        Keys(endpoint.url, args.header, prompt.head),
-        checks,
-        args.reask,
-        args.retries,
-        args.jobs,
-        args.keep_order,
-        cache,
-        connect,
-        args.dry_run,
+        prompt=prompt,
+        keys=Keys(endpoint.url, args.header, prompt.head),
+        checks=checks,
+        reasks=args.reask,
+        retries=args.retries,
+        jobs=args.jobs,
+        keep_order=args.keep_order,
+        cache=cache,
+        connect=connect,
+        is_dry=args.dry_run,
     )
 
 
-def check_text(args: Namespace) -> None:
-    """Raises UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
+def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
+    """Raise UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
     typed = {"-s": args.system, "-m": args.model, "-f": args.fields, "--as": args.as_key, "-u": args.base_url}
     for option, text in [
         *typed.items(),
         *(("-o", each) for each in args.option),
         *(("-H", each) for each in args.header),
+        ("$OPENAI_MODEL", environ.get("OPENAI_MODEL")),
     ]:
         if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             raise UsageError(f"{option}: the value is not UTF-8")
 
 
 def check_stats(path: str | None) -> None:
-    """Raises UsageError if the counters could not be written at the end: better to know at once."""
+    """Raise UsageError if the counters could not be written at the end: better to know at once."""
     try:
         if path is not None:
             Path(path).open("a").close()
     except OSError as error:
-        raise UsageError(f"--stats {path}: {error.strerror}") from None
+        raise UsageError(f"--stats {printable(path or '')}: {error.strerror}") from None
 
 
 def read_file(option: str, path: str) -> str:
-    """A file's text, UTF-8 whatever the locale."""
+    """Return a file's text, UTF-8 whatever the locale."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from None
+        raise UsageError(f"{option} {printable(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{option} {path}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
+            f"{option} {printable(path)}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
         ) from None
 
 
 def read_system(text: str) -> str:
-    """The system prompt: the text itself, or what stands in @FILE."""
-    return read_prompt(read_file("-s", text[1:])) if text.startswith("@") else text
+    """Return the system prompt: the text itself, or what stands in @FILE."""
+    return parse_prompt(read_file("-s", text[1:])) if text.startswith("@") else text
+
+
+def varies(user: Template, system: Template | None, fields: Mapping[str, Any]) -> bool:
+    """Return whether anything of a request comes from its record."""
+    templates = [user, system] if system else [user]
+    return any(each.placeholders for each in templates) or any(isinstance(each, Field) for each in fields.values())
 
 
 def read_schema(path: str) -> "Schema":
-    """The schema in a file."""
+    """Return the schema in a file."""
     from llmfilter.schema import Schema  # imports a library that other runs don't need
 
     return Schema(read_file("--schema", path).encode(), path)
 
 
 def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
-    """What an answer must be."""
+    """Return what an answer must be."""
     fields = [name.strip() for name in args.fields.split(",")] if args.fields is not None else []
     if args.fields is not None and not all(fields):
         raise UsageError(f"-f {args.fields!r}: give names with commas between them, like -f label,score")
@@ -138,14 +147,14 @@ def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
 
 
 def response_format(is_text: bool, schema: "Schema | None") -> Any:
-    """How the server is asked for JSON; None where it isn't."""
+    """Return how the server is asked for JSON; None where it isn't."""
     if is_text:
         return None
     return schema.response_format() if schema else {"type": "json_object"}
 
 
 def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
-    """The fields of a request beside model and messages: what is built, then what `-o` says."""
+    """Return the fields of a request beside model and messages: what is built, then what `-o` says."""
     fields: dict[str, Any] = {"temperature": 0, "response_format": response_format}
     for option in options:
         key, equals, text = option.partition("=")
@@ -154,27 +163,54 @@ def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
         if key in _BUILT:
             instead = f"use {_BUILT[key]}" if _BUILT[key] else "each row is one whole answer"
             raise UsageError(f"-o {key}=…: llmfilter sets this field itself; {instead}")
-        try:
-            fields[key] = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            fields[key] = text
+        fields[key] = parse_value(key, text)
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def parse_value(key: str, text: str) -> Any:
+    """Return what the VALUE of `-o` stands for: a field of the record, JSON, or else text.
+
+    JSON that Python's values can't hold (1e400, integers beyond 64 bits, lone surrogates) goes out as typed.
+    """
+    field = parse_field(text)
+    if field is not None:
+        return field
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return text
+    if depth(text) > _DEPTH_MOST:
+        raise UsageError(f"-o {key}=…: the value is nested too deeply, in more than {_DEPTH_MOST} levels")
+    return value if is_exact(text) else orjson.Fragment(one_line(text))
+
+
 def open_cache(args: Namespace, environ: Mapping[str, str], stats: Stats) -> NoCache:
-    """The cache that was named, or the usual one; a dry run leaves no new folder behind."""
+    """Return the cache that was named, or the usual one; a dry run leaves no new folder behind."""
+    if args.cache == "":
+        raise UsageError("--cache: the folder's name is empty: give one, or --no-cache")
     if args.no_cache:
         if args.cache is not None:
             raise UsageError("--cache and --no-cache: give one of them")
         return NoCache()
-    folder = cache_folder(args.cache or environ.get("LLMFILTER_CACHE"), environ)
-    if args.dry_run and not (folder / "data.mdb").exists():
-        return NoCache()
-    return Cache(folder, stats)
+    named = args.cache or environ.get("LLMFILTER_CACHE")
+    try:
+        folder = cache_folder(named, environ)
+        if args.dry_run and not (folder / "data.mdb").exists():
+            return NoCache()
+        return Cache(folder, stats)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home to be found, or a loop of links
+        shown = printable(named or "~/.cache/llmfilter", _NAME_MOST)
+        why = (isinstance(error, OSError) and error.strerror) or printable(str(error).rstrip("."))
+        raise UsageError(
+            f"the cache {shown} can't be opened ({why}): give another folder with --cache, or --no-cache"
+        ) from None
 
 
 def cache_folder(named: str | None, environ: Mapping[str, str]) -> Path:
-    """Where the cache is; the usual place follows the XDG Base Directory Specification."""
+    """Return where the cache is; the usual place follows the XDG Base Directory Specification.
+
+    Raise RuntimeError where a home that it needs is not known.
+    """
     if named:
         return Path(named).expanduser()
     home = environ.get("XDG_CACHE_HOME", "")
@@ -182,30 +218,30 @@ def cache_folder(named: str | None, environ: Mapping[str, str]) -> Path:
     return base / "llmfilter"
 
 
-async def only_model(chat: "Chat") -> str:
-    """The server's model, if it has just one; else raises UsageError that lists them."""
+async def only_model(chat: "Chat", mask: Mask) -> str:
+    """Return the server's model, if it has just one; else raise UsageError that lists them."""
     try:
-        models = await chat.models()
+        models: list[Any] = list(await chat.models())
     except (RowError, RunError) as error:
         raise UsageError(
             f"no model was named, and the server could not be asked for one ({error}): give -m NAME"
         ) from None
     finally:
         await chat.close()
-    if len(models) == 1:
-        return models[0]
-    shown = ", ".join(models[:_LISTED_MOST]) + (", …" if len(models) > _LISTED_MOST else "")
-    raise UsageError(f"which model? Give -m NAME; the server has: {shown or 'none'}")
+    names = [each for each in models if isinstance(each, str) and each.isprintable()]
+    if len(names) == len(models) == 1:
+        return names[0]
+    shown = ", ".join(printable(mask.text(name), _NAME_MOST) for name in names[:_LISTED_MOST])
+    more = ", …" if len(names) > _LISTED_MOST else ""
+    raise UsageError(f"which model? Give -m NAME; the server has: {shown or 'none that can be named'}{more}")
 
 
 def peek_keys(stdin: int) -> list[str] | None:
-    """The keys of the first record, if one can be read at once: for a message, the run ends with it."""
-    poll = select.poll()
-    poll.register(stdin, select.POLLIN)
-    if os.isatty(stdin) or not poll.poll(_PEEK_MS):
-        return None
+    """Return the keys of the first record where stdin is a file, of which nothing is taken; else None."""
     try:
-        line = os.read(stdin, BLOCK_BYTES).removeprefix(BOM).partition(b"\n")[0]
-        return list(parse_record(line))
+        if not stat.S_ISREG(os.fstat(stdin).st_mode):
+            return None
+        block = os.pread(stdin, BLOCK_BYTES, os.lseek(stdin, 0, os.SEEK_CUR))
+        return list(parse_record(block.removeprefix(BOM).partition(b"\n")[0]))
     except (OSError, RowError):
         return None

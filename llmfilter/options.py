@@ -2,10 +2,11 @@
 
 import argparse
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llmfilter import __version__
-from llmfilter.errors import UsageError
+from llmfilter.errors import UsageError, printable
+from llmfilter.typos import did_you_mean
 
 EXAMPLES = """\
 examples:
@@ -45,13 +46,31 @@ class _Parser(argparse.ArgumentParser):
     color = False  # Python 3.14 would colour the help
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: ") and not message.split(": ")[1].startswith("-"):
-            message += ": records come on stdin, like < data.jsonl"
-        raise UsageError(f"{message} (see llmfilter --help)")
+        what, _, arguments = message.partition(": ")
+        if what == "unrecognized arguments":
+            typed = arguments.partition(" ")[0].partition("=")[0]
+            if typed.startswith("-"):
+                message += did_you_mean(typed, self._option_string_actions)
+            else:
+                message += ": records come on stdin, like < data.jsonl"
+        raise UsageError(f"{printable(message)} (see llmfilter --help)")
+
+
+class _Once(argparse.Action):
+    """Stores an option's value, and refuses a second one: which of them was meant can't be known."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given: set[str] = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            parser.error(f"{option} is given twice, but takes one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; it raises UsageError instead of exiting."""
+    """Return the parser; it raises UsageError instead of exiting."""
     parser = _Parser(
         prog="llmfilter",
         usage="llmfilter [-p FILE] [option ...] < records.jsonl > answers.jsonl",
@@ -62,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
+    parser.register("action", None, _Once)  # for options that name no other
     _add_prompt(parser.add_argument_group("prompt"))
     _add_server(parser.add_argument_group("server"))
     _add_answers(parser.add_argument_group("answers"))
@@ -105,7 +125,8 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="request field; VALUE is JSON, else text; null leaves the field out (default: temperature=0)",
+        help="request field; VALUE is JSON, else text; {field} alone is that field's JSON from each record; "
+        "null leaves it out (default: temperature=0)",
     )
     group.add_argument(
         "-H",

@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import orjson
@@ -23,7 +24,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _number(text: str) -> Any:
-    """As orjson reads it; a Decimal where a float can't hold it, its text where not even that can."""
+    """Return a number as orjson reads it; a Decimal where a float can't hold it, its text where not even that can."""
     if len(text) < 19 and text.lstrip("-").isdigit():
         return int(text)
     value = float(text)
@@ -38,37 +39,40 @@ def _number(text: str) -> Any:
 
 
 _decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)
-# orjson takes 1,024 levels; Python's json has to get through the same records.
-_DEPTH_MOST = 4_000
-_STACK_SPARE = 200  # what can be parsed once must not be too deep where it is parsed again
-sys.setrecursionlimit(_DEPTH_MOST + _STACK_SPARE)
+_DEPTH_MOST = 1_024  # orjson's; Python's json has to take the same, on every version
+sys.setrecursionlimit(4 * _DEPTH_MOST)
+_STRING_OR_PLAIN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^"\[\]{}]++', re.DOTALL)
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def depth(text: str) -> int:
+    """Return how many brackets are open at most."""
+    return max(accumulate(_STEPS[bracket] for bracket in _STRING_OR_PLAIN.sub("", text)), default=0)
 
 
 def parse_json(text: bytes | memoryview | str) -> Any:
-    """JSON → Python value; raises ValueError saying where it stopped.
+    """Return the value of a JSON text; raise ValueError saying where parsing stopped.
 
     orjson refuses some valid JSON (1e400, numbers of thousands of digits, lone surrogates); there
     Python's json steps in, with numbers as `_number` reads them, since its own int stops at 4,300 digits.
     """
     try:
         return orjson.loads(text)
-    except orjson.JSONDecodeError as fault:
-        if "limit" in str(fault):  # of its depth; how deep json would go depends on the version of Python
-            raise ValueError("it is nested too deeply") from None
-        try:
-            # Decoded here, since json would also guess UTF-16 and UTF-32.
-            sys.setrecursionlimit(_DEPTH_MOST)
-            return _decoder.decode(text if isinstance(text, str) else bytes(text).decode())
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-        except ValueError:
-            raise ValueError(str(fault)) from None
-        finally:
-            sys.setrecursionlimit(_DEPTH_MOST + _STACK_SPARE)
+    except orjson.JSONDecodeError as error:
+        fault = str(error)
+    try:
+        # Decoded here, since json would also guess UTF-16 and UTF-32.
+        source = text if isinstance(text, str) else bytes(text).decode()
+        if depth(source) <= _DEPTH_MOST:
+            return _decoder.decode(source)
+        fault = "it is nested too deeply"
+    except ValueError:
+        pass
+    raise ValueError(fault)
 
 
 def parse_exact(text: bytes) -> Any:
-    """JSON → Python value whose numbers are `orjson.Fragment`s: they encode as they stood."""
+    """Return the value of a JSON text with each number as an `orjson.Fragment`, which encodes as it stood."""
     return json.loads(
         text.decode(),
         parse_int=orjson.Fragment,
@@ -77,8 +81,19 @@ def parse_exact(text: bytes) -> Any:
     )
 
 
+def is_exact(text: str) -> bool:
+    """Return whether orjson keeps a JSON text: no number is too large for it, no surrogate alone."""
+    integers: list[str] = []
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    json.loads(text, parse_int=integers.append)
+    return all(len(each) <= 20 and -(2**63) <= int(each) < 2**64 for each in integers)
+
+
 def dump_text(text: str) -> bytes:
-    """A string as JSON in UTF-8; a lone surrogate, which UTF-8 can't hold, stays an escape."""
+    """Return a string as JSON in UTF-8; a lone surrogate, which UTF-8 can't hold, stays an escape."""
     try:
         return orjson.dumps(text)
     except orjson.JSONEncodeError:
@@ -87,14 +102,14 @@ def dump_text(text: str) -> bytes:
 
 
 def one_line(text: str) -> bytes:
-    """JSON without the line breaks and indentation between its tokens, which keep their characters."""
+    """Return JSON without the line breaks and indentation between its tokens, which keep their characters."""
     if "\n" in text or "\r" in text:
         text = _LINE_BREAK.sub("", text)
     return text.strip().encode("utf-8", "backslashreplace")
 
 
 def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
-    """The members of a valid JSON object, in order: key, and key and value as they stand."""
+    """Return the members of a valid JSON object, in order: key, and key and value as they stand."""
     source = text.decode()
     found = []
     at = _skip(source, source.index("{") + 1)
@@ -110,7 +125,7 @@ def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
 
 
 def object_end(source: str, start: int) -> int:
-    """Where the JSON value that starts at `start` ends, or -1 if none does."""
+    """Return where the JSON value that starts at `start` ends, or -1 if none does."""
     try:
         return _decoder.raw_decode(source, start)[1]
     except (ValueError, RecursionError):
@@ -124,12 +139,12 @@ def _skip(source: str, at: int) -> int:
 
 
 def join(parts: list[tuple[str, bytes, bytes]]) -> bytes:
-    """Members as one object."""
+    """Return members as one object."""
     return b"{" + b",".join([key + b":" + value for _, key, value in parts]) + b"}"
 
 
 def splice(raw: bytes, record: Mapping[str, Any], answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
-    """One output line: the record's bytes, then the answer's members.
+    """Return one output line: the record's bytes, then the answer's members.
 
     raw, answer: JSON objects without white space around them; record, answer_keys: the same,
     parsed. Where both have a key, the answer's value stands in the record's place.

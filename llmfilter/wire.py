@@ -56,7 +56,7 @@ class Wire:
         self._models_url = URL(endpoint.models_url, encoded=endpoint.models_url.isascii())
         self._proxy = URL(endpoint.proxy) if endpoint.proxy else None
         # Not the session's: those would go to the proxy too, with the server's key among them.
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **endpoint.headers}
+        self._headers = CIMultiDict(endpoint.headers)
         self._timeout_s = timeout_s
         self._deadlines = Deadlines(timeout_s)
         self._session = aiohttp.ClientSession(

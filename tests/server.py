@@ -21,7 +21,7 @@ PATIENCE_S = 30.0  # guards against a hang; nothing is expected to take that lon
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One request as it came; names of headers in lower case."""
+    """One request as it came; names of headers in lower case, values of one name with commas between."""
 
     method: str
     path: str
@@ -221,7 +221,10 @@ class Connection(asyncio.Protocol):
         if not blank:
             return None
         first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        headers: dict[str, str] = {}
+        for name, _, value in (line.partition(":") for line in lines):
+            before = headers.get(name.lower())
+            headers[name.lower()] = value.strip() if before is None else f"{before}, {value.strip()}"
         if len(body) < (size := int(headers.get("content-length", 0))):
             return None
         method, path, _ = first.split(" ")

@@ -30,7 +30,8 @@ async def main(url: str, prompt: str, cache: str) -> None:
 
     async def ask(row: dict[str, Any]) -> dict[str, Any]:
         async with semaphore:
-            return row | await chain.ainvoke({"text": row["text"]})
+            answer: dict[str, Any] = await chain.ainvoke({"text": row["text"]})
+            return row | answer
 
     rows = [json.loads(line) for line in sys.stdin]
     for start in range(0, len(rows), CHUNK):

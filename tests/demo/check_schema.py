@@ -66,7 +66,7 @@ def is_true(error: dict[str, Any]) -> bool:
     except ValueError:
         return error["error"] in ("unparsable", "truncated")
     if not isinstance(answer, dict):
-        return error["error"] == "unparsable"
+        return bool(error["error"] == "unparsable")
     missing = [name for name in FIELDS.split(",") if name not in answer]
     return error["error"] == "invalid" and bool(missing) and all(repr(name) in error["message"] for name in missing)
 

@@ -52,7 +52,7 @@ def read_cases(path: Path) -> Iterator[Case]:
         given, _, outcome = text.rpartition("\n>>> ")
         head, _, body = given.partition("\n\n")
         name, status, *headers = head.split("\n")
-        pairs = [line.split(": ", 1) for line in headers]
+        pairs = [line.partition(": ")[::2] for line in headers]
         yield Case(name, int(status.removeprefix("HTTP ")), CIMultiDict(pairs), body.encode(), outcome.strip())
 
 

@@ -1,11 +1,13 @@
 """job: what was typed → what is done; everything that is wrong with it is a usage error."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import exact
 
 from llmfilter.errors import UsageError
 from llmfilter.job import (
@@ -21,7 +23,7 @@ from llmfilter.job import (
     response_format,
 )
 from llmfilter.options import make_parser
-from llmfilter.prompt import read_prompt
+from llmfilter.prompt import Field, Prompt, parse_prompt
 from llmfilter.record import parse_json
 
 JSON = {"type": "json_object"}
@@ -53,12 +55,47 @@ def complaint(call: Callable[..., object], *args: object) -> str:
         (["user="], {"temperature": 0, "response_format": JSON, "user": ""}),
         (["user=NaN"], {"temperature": 0, "response_format": JSON, "user": "NaN"}),
         (["logprobs=true"], {"temperature": 0, "response_format": JSON, "logprobs": True}),
+        (["seed={seed}"], {"temperature": 0, "response_format": JSON, "seed": Field("seed")}),
+        (["temperature={o.t}"], {"temperature": Field("o.t"), "response_format": JSON}),
+        (["user={{name}}"], {"temperature": 0, "response_format": JSON, "user": "{name}"}),
+        (["user=x {name}"], {"temperature": 0, "response_format": JSON, "user": "x {name}"}),
     ],
 )
 def test_an_option_wins_over_what_is_built(options: list[str], fields: dict[str, Any]) -> None:
     found = request_fields(options, JSON)
     assert found == fields
     assert list(found) == list(fields)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "18446744073709551616",
+        "[-9223372036854775809]",
+        "1e400",
+        '{"a": -1e999999999999999999999}',
+        '"\\ud800"',
+        "9" * 5000,
+        "18446744073709551615",
+        "-9223372036854775808",
+        "[" * 254 + "]" * 254,
+    ],
+)
+def test_json_that_python_s_numbers_cannot_hold_goes_out_as_typed(value: str) -> None:
+    prompt = Prompt(None, None, "m", request_fields([f"seed={value}"], None))
+    body = prompt.body({"messages": [{}]}, b'{"messages":[{}]}')
+    assert exact(body)["seed"] == exact(value)
+
+
+def test_json_over_several_lines_stays_one_line_in_the_request() -> None:
+    prompt = Prompt(None, None, "m", request_fields(['bias={"a":\n 1e400}'], None))
+    assert b"\n" not in prompt.body({"messages": [{}]}, b'{"messages":[{}]}')
+
+
+@pytest.mark.parametrize("levels", [255, 300, 1_000])
+def test_a_value_that_is_nested_too_deeply_is_refused(levels: int) -> None:
+    option = "x=" + "[" * levels + "]" * levels
+    assert "-o x=…: the value is nested too deeply" in complaint(request_fields, [option], None)
 
 
 @pytest.mark.parametrize("option", ["", "max_tokens", "=5", "="])
@@ -69,7 +106,12 @@ def test_an_option_that_is_no_pair_is_refused(option: str) -> None:
 @pytest.mark.parametrize("option", ["-s", "-m", "-f", "--as", "-o", "-H", "-u"])
 def test_an_option_that_is_not_utf8_is_refused(option: str) -> None:
     args = make_parser().parse_args([option, os.fsdecode(b"user=\xff")])
-    assert complaint(check_text, args) == f"{option}: the value is not UTF-8"
+    assert complaint(check_text, args, {}) == f"{option}: the value is not UTF-8"
+
+
+def test_a_model_of_the_environment_that_is_not_utf8_is_refused() -> None:
+    environ = {"OPENAI_MODEL": os.fsdecode(b"\xff")}
+    assert complaint(check_text, make_parser().parse_args([]), environ) == "$OPENAI_MODEL: the value is not UTF-8"
 
 
 @pytest.mark.parametrize(("key", "word"), [("messages", "-p"), ("model", "-m"), ("stream", "stream"), ("n", "-o n")])
@@ -79,11 +121,12 @@ def test_what_llmfilter_sets_itself_is_refused(key: str, word: str, value: str) 
 
 
 def test_what_is_asked_of_the_server_about_the_answers_form(tmp_path: Path) -> None:
-    (tmp_path / "s.json").write_text('{"title": "T"}')
+    (tmp_path / "s.json").write_text('{"title": "T", "type": ["object"], "additionalProperties": false}')
     schema = read_schema(str(tmp_path / "s.json"))
     assert response_format(True, None) is None
     assert response_format(False, None) == JSON
-    assert response_format(False, schema)["json_schema"] == {"name": "T", "schema": {"title": "T"}, "strict": True}
+    asked = {"title": "T", "type": ["object"], "additionalProperties": False}
+    assert response_format(False, schema)["json_schema"] == {"name": "T", "schema": asked, "strict": True}
     assert request_fields([], None) == {"temperature": 0}
 
 
@@ -103,7 +146,7 @@ def test_a_prompt_file_is_read_as_utf8_without_its_first_line_and_last_newline(
     stored: bytes, prompt: str, tmp_path: Path
 ) -> None:
     (tmp_path / "prompt.md").write_bytes(stored)
-    assert read_prompt(read_file("-p", str(tmp_path / "prompt.md"))) == prompt
+    assert parse_prompt(read_file("-p", str(tmp_path / "prompt.md"))) == prompt
     assert read_system("@" + str(tmp_path / "prompt.md")) == prompt
 
 
@@ -137,7 +180,7 @@ def test_an_empty_name_among_the_fields_is_refused(typed: str) -> None:
 
 
 def test_text_has_neither_fields_nor_schema(tmp_path: Path) -> None:
-    (tmp_path / "s.json").write_text("{}")
+    (tmp_path / "s.json").write_text('{"type": "object"}')
     assert "--text" in complaint(make_checks, make_parser().parse_args(["--text", "-f", "a"]), None)
     assert "--text" in complaint(
         make_checks, make_parser().parse_args(["--text"]), read_schema(str(tmp_path / "s.json"))
@@ -174,6 +217,17 @@ def test_a_dry_run_leaves_no_new_folder_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_user_without_a_home_is_told_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    message = complaint(open_cache, make_parser().parse_args([]), {})
+    assert message.startswith("the cache ~/.cache/llmfilter can't be opened (")
+    assert message.endswith(": give another folder with --cache, or --no-cache")
+
+
 # The first record's keys
 
 
@@ -189,10 +243,17 @@ def test_a_dry_run_leaves_no_new_folder_behind(tmp_path: Path) -> None:
     ],
 )
 def test_the_first_records_keys_are_peeked_at_for_a_message(data: bytes, keys: list[str] | None) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"before\n" + data)
+        file.seek(7)
+        assert peek_keys(file.fileno()) == keys
+        assert file.tell() == 7
+        assert file.read() == data
+
+
+def test_nothing_is_taken_from_a_pipe_for_a_message() -> None:
     read_end, write_end = os.pipe()
-    os.write(write_end, data)
-    os.close(write_end)
-    try:
-        assert peek_keys(read_end) == keys
-    finally:
-        os.close(read_end)
+    with open(read_end, "rb") as reader, open(write_end, "wb", buffering=0) as writer:
+        writer.write(b'{"a":1}\n')
+        assert peek_keys(read_end) is None
+        assert reader.readline() == b'{"a":1}\n'

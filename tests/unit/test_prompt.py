@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from strategies import compact, exact, numbers, values
 
 from llmfilter.errors import RowError, UsageError
-from llmfilter.prompt import Prompt, Template, check_placeholders, read_prompt
+from llmfilter.prompt import Field, Prompt, Template, parse_field, parse_prompt, refuse_fixed
 from llmfilter.record import parse_json
 
 
 def messages(prompt: Prompt, raw: str) -> list[dict[str, Any]]:
-    body: dict[str, Any] = json.loads(prompt.body(parse_json(raw), raw.encode()))
-    return body["messages"]
+    found: list[dict[str, Any]] = json.loads(prompt.body(parse_json(raw), raw.encode()))["messages"]
+    return found
 
 
 def fill(template: str, raw: str) -> str:
@@ -40,7 +40,7 @@ def fault(template: str, raw: str) -> str:
 @example('{"label": "spam"} \\d{3} {0} {} { a } {a.} {.a} {a b} {{ a }} %s $a é\u2028')
 def test_text_without_placeholders_comes_out_as_it_is(text: str) -> None:
     literal = re.sub(r"\{(?=[A-Za-z_])", "{ ", text)
-    assert Template(literal).names == []
+    assert Template(literal).placeholders == []
     assert fill(literal, "{}") == literal
 
 
@@ -132,6 +132,22 @@ def test_a_missing_field_is_named_with_those_that_are_there(template: str, raw: 
     assert [word for word in words if word not in message] == []
 
 
+@pytest.mark.parametrize(
+    ("template", "raw", "hint"),
+    [
+        ("{txet}", '{"id": 1, "text": 2}', "did you mean {text}?"),
+        ("{meta.titel}", '{"meta": {"title": 1}}', "did you mean {meta.title}?"),
+        ("{mata.title}", '{"meta": {"title": 1}}', "did you mean {meta.title}?"),
+        ("{my_field}", '{"my field": 1}', None),
+        ("{text}", '{"id": 1}', None),
+        ("{text}", "{}", None),
+    ],
+)
+def test_a_field_that_was_meant_is_suggested_as_it_is_written(template: str, raw: str, hint: str | None) -> None:
+    message = fault(template, raw)
+    assert message.endswith(f"; {hint}") if hint else "did you mean" not in message
+
+
 def test_text_that_is_not_unicode_cannot_go_in_as_json() -> None:
     assert "not Unicode" in fault("{v}", '{"v": ["\\ud800"]}')
 
@@ -191,6 +207,66 @@ def test_a_conversation_goes_on_at_the_end_of_the_messages(own: bool, fields: di
     assert longer == first | {"messages": first["messages"] + turns}
 
 
+@pytest.mark.parametrize("fields", [{"seed": Field("odd")}, {"seed": Field("odd"), "stop": ["]}"]}])
+@pytest.mark.parametrize("odd", ['"]}"', '{"]}": ["]}"]}', "1.50"])
+def test_a_conversation_goes_on_before_a_records_own_fields(fields: dict[str, Any], odd: str) -> None:
+    raw = f'{{"text": "é]}}", "odd": {odd}}}'
+    prompt = Prompt(Template("{text}"), Template("é"), "é", fields)
+    body = prompt.body(parse_json(raw), raw.encode())
+    longer = prompt.extend(body, [("assistant", "{"), ("user", "Again.")])
+    added = [{"role": "assistant", "content": "{"}, {"role": "user", "content": "Again."}]
+    assert exact(longer)["messages"][2:] == added
+    assert longer.endswith(body[body.index(b'"seed"') :])
+    assert longer.startswith(body[: body.index(b'],"seed"')])
+
+
+# Fields of the request from fields of the record
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("{a}", Field("a")),
+        ("{a.b-c}", Field("a.b-c")),
+        ("{{a}}", "{a}"),
+        ("{a}{b}", None),
+        (" {a}", None),
+        ("{a}\n", None),
+        ("{}", None),
+        ('{"a": 1}', None),
+        ("{0}", None),
+    ],
+)
+def test_one_placeholder_and_nothing_else_is_a_field(text: str, field: Field | str | None) -> None:
+    assert parse_field(text) == field
+
+
+@settings(deadline=None, max_examples=150)
+@given(values)
+@example('"\\ud800"')
+@example("-0")
+@example("18446744073709551616")
+def test_a_field_of_the_record_goes_out_as_the_same_json(value: str) -> None:
+    raw = f'{{"v": {value}, "text": "x"}}'
+    prompt = Prompt(Template("{text}"), None, "m", {"temperature": 0, "v": Field("v"), "seed": 1})
+    try:
+        body = prompt.body(parse_json(raw), raw.encode())
+    except RowError as error:  # orjson can't write it: a lone surrogate inside of a list or object
+        assert (error.kind, "ud" in value) == ("template", True)
+    else:
+        wanted = exact(value)
+        assert exact(body)["v"] == wanted
+        assert body.startswith(prompt.head)
+        assert body.endswith(b',"seed":1}')
+
+
+def test_a_field_that_the_record_lacks_is_a_template_error() -> None:
+    prompt = Prompt(Template("{text}"), None, "m", {"seed": Field("sede")})
+    with pytest.raises(RowError, match=r"no field sede; it has: text, seed; did you mean \{seed\}\?") as caught:
+        prompt.body({"text": "x", "seed": 1}, b'{"text":"x","seed":1}')
+    assert caught.value.kind == "template"
+
+
 @pytest.mark.parametrize("odd", ["1", "1e400", '"\\ud800"'])
 def test_a_records_own_messages_go_out_with_their_numbers(odd: str) -> None:
     own = '[{"role":"user","content":"hi","top":5,"big":12345678901234567890123,"f":1.0}]'
@@ -235,11 +311,11 @@ def test_own_messages_that_cannot_be_sent_are_a_template_error(raw: str, words: 
     ],
 )
 def test_a_prompt_file_loses_its_interpreter_line_and_one_newline(text: str, prompt: str) -> None:
-    assert read_prompt(text) == prompt
+    assert parse_prompt(text) == prompt
 
 
 def test_a_prompt_without_placeholders_is_told_which_keys_there_are() -> None:
     with pytest.raises(UsageError, match=r"\{title\}.*title, text"):
-        check_placeholders(["title", "text"])
+        refuse_fixed(["title", "text"])
     with pytest.raises(UsageError, match=r"no placeholder.*\{text\}"):
-        check_placeholders(None)
+        refuse_fixed(None)

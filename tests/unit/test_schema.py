@@ -1,8 +1,11 @@
 """schema: what is asked of the server, and what is checked here."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from llmfilter.errors import UsageError
@@ -106,6 +109,12 @@ def test_a_fault_is_no_longer_than_a_line() -> None:
         (b'{"properties": {"a": {"$ref": "#/$defs/Nope"}}}', ["/$defs/Nope"]),
         (b'{"$ref": "other.json"}', ["other.json"]),
         (b'{"$schema": "http://nowhere.invalid/draft"}', ["http://nowhere.invalid/draft"]),
+        (b'{"properties": {"a": {"maximum": 1e400}}}', ["can't be sent", "too large"]),
+        (b'{"title": "\\ud800", "type": "object"}', ["can't be sent", "not Unicode"]),
+        (b'{"items":' * 252 + b"{}" + b"}" * 252, ["can't be sent", "nested too deeply"]),
+        (b'{"items":' * 1000 + b"{}" + b"}" * 1000, ["can't be sent", "nested too deeply"]),
+        (b"{}", ["checks nothing"]),
+        (b'{"title": "Answer", "label": "spam"}', ["checks nothing"]),
     ],
 )
 def test_a_bad_schema_is_a_usage_error_that_names_file_and_place(text: bytes, words: list[str]) -> None:
@@ -115,6 +124,97 @@ def test_a_bad_schema_is_a_usage_error_that_names_file_and_place(text: bytes, wo
     assert message.startswith("--schema answer.json: ")
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
+
+
+SCHEMA: dict[str, Any] = {"type": "object", "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "path"),
+    [
+        ({"name": "x", "strict": True, "schema": SCHEMA}, ".schema"),
+        ({"schema": SCHEMA}, ".schema"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, ".json_schema.schema"),
+        ({"json_schema": {"name": "x", "schema": SCHEMA}}, ".json_schema.schema"),
+        ({"type": "json_schema", "name": "x", "schema": SCHEMA}, ".schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            ".response_format.json_schema.schema",
+        ),
+        ({"type": "function", "function": {"name": "f", "parameters": SCHEMA}}, ".function.parameters"),
+        ({"name": "f", "input_schema": SCHEMA}, ".input_schema"),
+    ],
+)
+def test_a_schema_in_a_wrapper_is_refused_with_the_jq_that_takes_it_out(
+    wrapper: dict[str, Any], path: str, tmp_path: Path
+) -> None:
+    assert run_jq(complaint(wrapper), wrapper, tmp_path) == SCHEMA
+    assert f"jq {path} " in complaint(wrapper)
+
+
+@pytest.mark.parametrize("defs", [{}, {"$defs": {"P": SCHEMA}}])
+def test_a_schema_of_a_list_is_refused_with_the_jq_that_makes_one_of_an_object(
+    defs: dict[str, Any], tmp_path: Path
+) -> None:
+    listed = {"type": "array", "items": {"$ref": "#/$defs/P"} if defs else SCHEMA, **defs}
+    schema = make(run_jq(complaint(listed), listed, tmp_path))
+    assert schema.faults({"items": [{"a": 1}]}) == []
+    assert schema.faults({"items": [{}]})
+
+
+def run_jq(message: str, document: Any, folder: Path) -> Any:
+    """What the command in a message makes of a document."""
+    (folder / "answer.json").write_text(json.dumps(document))
+    subprocess.run(message[message.index("jq ") :], shell=True, check=True, cwd=folder)
+    return json.loads((folder / "new-schema.json").read_bytes())
+
+
+def complaint(document: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        make(document)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "array"},
+        {"type": "string"},
+        {"type": ["array", "null"]},
+        {"enum": ["good", "bad"]},
+        {"const": 1},
+        {"$ref": "#/$defs/Mood", "$defs": {"Mood": {"enum": ["good"]}}},
+        {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        {"allOf": [{"required": ["a"]}, {"type": "array"}]},
+        {"oneOf": [False]},
+    ],
+)
+def test_a_schema_that_no_object_satisfies_is_refused(document: dict[str, Any]) -> None:
+    assert "no JSON object satisfies it" in complaint(document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "object"},
+        {"type": ["object", "null"]},
+        {"properties": {"schema": {"type": "array"}}},
+        {"required": ["schema"], "schema": SCHEMA},
+        {"enum": [1, {"a": 1}]},
+        {"const": {}},
+        {"$ref": "#/$defs/P", "$defs": {"P": SCHEMA}},
+        {"anyOf": [{"type": "string"}, {"type": "object"}]},
+        {"anyOf": [{"$ref": "#"}, {"type": "object"}]},
+        {"not": {"required": ["a"]}},
+        json.loads('{"type":"object","properties":{"a":' * 125 + "{}" + "}}" * 125),
+        {"$ref": "#/$defs/a~1b", "$defs": {"a/b": SCHEMA}},
+        PYDANTIC,
+    ],
+)
+def test_a_schema_that_some_object_satisfies_is_taken(document: dict[str, Any]) -> None:
+    schema = make(document)
+    assert schema.document == document
+    assert orjson.dumps(schema.response_format())
 
 
 # What is asked
@@ -143,7 +243,7 @@ def test_strict_is_asked_for_where_the_schema_allows_it() -> None:
     [("Review", "Review"), ("a b/c", "a_b_c"), ("Ünï", "_n_"), ("", "answer"), (None, "answer"), ("x" * 99, "x" * 64)],
 )
 def test_the_name_is_one_that_servers_take(title: str | None, name: str) -> None:
-    document = {} if title is None else {"title": title}
+    document = SCHEMA if title is None else {**SCHEMA, "title": title}
     assert make(document).response_format()["json_schema"]["name"] == name
 
 

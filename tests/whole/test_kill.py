@@ -18,7 +18,7 @@ def test_20_kills_repeat_at_most_what_was_in_flight(server: Server, program: Pro
     for done in sorted(rng.sample(range(ROWS), ROUNDS)):
         with (program.folder / "in.jsonl").open("rb") as stdin:
             run = program.start(*ASK, "-j", str(JOBS), stdin=stdin.fileno())
-        run.write(b"", lambda run=run, done=done: len(run.lines) >= done)
+        run.read_lines(done)
         run.kill()
         printed |= set(run.lines)
         assert len(server.requests) - len(set(server.prompts)) <= JOBS * len(program.runs)

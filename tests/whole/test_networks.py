@@ -186,13 +186,13 @@ def knows_ipv6() -> bool:
         return False
 
 
-def ask(program: Programs, url: str, *args: str, count: int = 3, **environ: str | None) -> Program:
+def ask(program: Programs, url: str, *args: str, **environ: str | None) -> Program:
     """A run over some rows, one after the other, with the key of the server."""
-    return program.run(*ASK, "-j1", "-u", url, *args, input=rows(range(count)), env={"OPENAI_API_KEY": KEY, **environ})
+    return program.run(*ASK, "-j1", "-u", url, *args, input=rows(range(3)), env={"OPENAI_API_KEY": KEY, **environ})
 
 
-def check_answered(run: Program, count: int = 3) -> None:
-    assert (run.status, len(run.rows), run.stderr) == (0, count, b"")
+def check_answered(run: Program) -> None:
+    assert (run.status, len(run.rows), run.stderr) == (0, 3, b"")
 
 
 def check_ended(run: Program, *words: str) -> None:
@@ -400,9 +400,9 @@ def test_an_ipv6_address_in_a_url(program: Programs, server: Server) -> None:
 def test_base_urls_of_all_sorts(program: Programs, server: Server, given: str, asked: str) -> None:
     with Proxy() as proxy:
         for host in ("127.0.0.1", NAME):
-            check_answered(ask(program, f"http://{host}:{server.port}{given}", HTTP_PROXY=proxy.url, count=1), count=1)
-    assert [request.path for request in server.requests] == [asked, asked]
-    assert len(proxy.asked) == 1
+            check_answered(ask(program, f"http://{host}:{server.port}{given}", HTTP_PROXY=proxy.url))
+    assert [request.path for request in server.requests] == [asked] * 6
+    assert len(proxy.asked) == 3
 
 
 @pytest.mark.parametrize(("status", "host"), [(307, "127.0.0.1"), (302, NAME)], ids=["direct", "proxy"])
@@ -411,9 +411,9 @@ def test_a_redirect_is_refused_and_its_target_named(program: Programs, server: S
     redirect = Response(b"", status, {"Location": target})
     server.answer = lambda request: redirect if request.path.startswith("/v1") else echo(request)
     with Proxy() as proxy:
-        run = ask(program, f"http://{host}:{server.port}/v1", HTTP_PROXY=proxy.url, count=1)
+        run = ask(program, f"http://{host}:{server.port}/v1", HTTP_PROXY=proxy.url)
     assert run.status == 1
     assert run.errors[0]["status"] == status
     assert f"redirected to {target}" in run.errors[0]["message"]
     assert "-u" in run.errors[0]["message"]
-    assert len(server.requests) == 1
+    assert len(server.requests) == 3

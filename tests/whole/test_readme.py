@@ -1,4 +1,4 @@
-"""README.md against the program. After a change of the help: python tests/whole/test_readme.py writes it into README.md."""
+"""README.md against the program. After a change of the help, run this file: it writes the help into README.md."""
 
 import argparse
 import re

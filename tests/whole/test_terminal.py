@@ -123,7 +123,11 @@ class Terminal:
 def open_terminal() -> Iterator[Callable[[int], Terminal]]:
     """Opens terminals of the width that is asked for."""
     with ExitStack() as stack:
-        yield lambda columns=80: stack.enter_context(Terminal(columns))
+
+        def open_one(columns: int = 80) -> Terminal:
+            return stack.enter_context(Terminal(columns))
+
+        yield open_one
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from program import ASK, Programs, rows
-from server import Request, Response, Server, error
+from server import Request, Response, Server, completion, error
 
 from llmfilter import __version__
 from llmfilter.cache import Keys
@@ -62,6 +62,39 @@ WRONG: list[tuple[Sequence[str], dict[str, str | None], Sequence[str]]] = [
     ([*ASK, "--schema", "bad.json"], {}, ["--schema bad.json: not a JSON Schema", "/type"]),
     ([*ASK, "--cache", "c", "--no-cache"], {}, ["--cache and --no-cache"]),
     ([*ASK, "-n"], {"OPENAI_MODEL": None}, ["-n", "give -m NAME"]),
+    (ASK, {"OPENAI_MODEL": "\udcff"}, ["$OPENAI_MODEL: the value is not UTF-8"]),
+    ([*ASK, "--shcema", "schema.json"], {}, ["unrecognized", "did you mean --schema?"]),
+    ([*ASK, "--no-cahce"], {}, ["did you mean --no-cache?"]),
+    ([*ASK, "--optoin=a=b"], {}, ["did you mean --option?"]),
+    ([*ASK, "--no\npe"], {}, ["--no pe"]),
+    (["-p", "no\nne.md"], {}, ["-p no ne.md: No such file"]),
+    ([*ASK, "-p", "none.md"], {}, ["-p is given twice"]),
+    ([*ASK, "-j", "3", "--jobs", "4"], {}, ["--jobs is given twice"]),
+    ([*ASK, "-m", "a", "-m", "a"], {}, ["-m is given twice"]),
+    ([*ASK, "-o", f"x={'[' * 300}{']' * 300}"], {}, ["-o x=…", "nested too deeply"]),
+    ([*ASK, "-o", "n={n}"], {}, ["-o n"]),
+    (["-p", "fixed.md"], {}, ["no placeholder", "{id}", "the first record has: id"]),
+    ([*ASK, "-H", "Content-Length:"], {}, ["-H Content-Length: llmfilter sets this header itself"]),
+    ([*ASK, "-H", "transfer-encoding: chunked"], {}, ["-H transfer-encoding: llmfilter sets this header itself"]),
+    ([*ASK, "-u", "http://a..b/v1"], {"OPENAI_API_KEY": "k"}, ["-u 'http://a..b/v1' is not a URL", "'a..b'"]),
+    (
+        [*ASK, "-u", REMOTE],
+        {"OPENAI_API_KEY": "k", "https_proxy": "http://a..b:3128"},
+        ["proxy for https", "http://proxy:3128"],
+    ),
+    (ASK, {"OPENAI_BASE_URL": "user:secret@host/v1"}, ["$OPENAI_BASE_URL: no user or password in a URL"]),
+    ([*ASK, "--schema", "huge.json"], {}, ["--schema huge.json: it can't be sent", "1e400"]),
+    ([*ASK, "--schema", "wrapped.json"], {}, ["--schema wrapped.json", "jq .schema wrapped.json > new-schema.json"]),
+    ([*ASK, "--schema", "list.json"], {}, ["--schema list.json: no JSON object satisfies it", "jq '{type:"]),
+    ([*ASK, "--schema", "example.json"], {}, ["--schema example.json: it checks nothing"]),
+    ([*ASK, "--cache", ""], {}, ["--cache", "empty", "--no-cache"]),
+    ([*ASK, "--cache", "~nouser/c"], {}, ["the cache ~nouser/c can't be opened", "--no-cache"]),
+    (ASK, {"LLMFILTER_CACHE": "~nouser/c"}, ["the cache ~nouser/c can't be opened", "--cache"]),
+    ([*ASK, "-n", "--cache", "~nouser/c"], {}, ["the cache ~nouser/c can't be opened"]),
+    ([*ASK, "--cache", "loop/c"], {}, ["the cache", "loop/c", "can't be opened"]),
+    ([*ASK, "--cache", "x" * 5000], {}, ["can't be opened (File name too long)"]),
+    ([*ASK, "--cache", "x" * 300], {}, ["can't be opened (", "File name too long"]),
+    ([*ASK, "--cache", "id.md/c"], {}, ["the cache id.md/c can't be opened (", "Not a directory"]),
 ]
 
 
@@ -74,7 +107,13 @@ def test_wrong_usage_is_one_line_that_names_the_fix(
     program: Programs, server: Server, args: Sequence[str], env: dict[str, str | None], words: Sequence[str]
 ) -> None:
     program.write("latin1.md", b"caf\xc3\xa9 \xe9 {id}")
-    program.write("schema.json", "{}")
+    program.write("fixed.md", "Say hello")
+    program.write("schema.json", '{"type": "object"}')
+    program.write("huge.json", '{"properties": {"a": {"maximum": 1e400}}}')
+    program.write("wrapped.json", '{"name": "x", "strict": true, "schema": {"type": "object"}}')
+    program.write("list.json", '{"type": "array"}')
+    program.write("example.json", '{"label": "spam"}')
+    (program.folder / "loop").symlink_to("loop")
     program.write("bad.json", '{"type": "strin"}')
     program.write("data.jsonl", rows([1]))
     with open(program.folder / "data.jsonl", "rb") as stdin:
@@ -86,6 +125,36 @@ def test_wrong_usage_is_one_line_that_names_the_fix(
     assert not run.stdout
     assert not server.requests
     assert "secret" not in run.said[0]
+
+
+def test_a_cache_below_a_deleted_folder_is_a_usage_error(program: Programs, server: Server) -> None:
+    shell = 'mkdir gone; cd gone; rmdir ../gone; exec "$@"'
+    run = program.run("-p", str(program.folder / "id.md"), "--cache", "c", input=rows([1]), shell=shell)
+    assert run.status == 2
+    assert is_one_plain_line(run.said)
+    assert "the cache c can't be opened (No such file or directory)" in run.said[0]
+
+
+def test_a_cache_where_one_may_not_go_is_a_usage_error(program: Programs, server: Server) -> None:
+    (program.folder / "locked").mkdir(mode=0)
+    # Where the tests run as root: without its right to go anywhere.
+    shell = 'test "$(id -u)" != 0 || exec setpriv --bounding-set=-all --inh-caps=-all "$@"; exec "$@"'
+    run = program.run(*ASK, "--cache", "locked/c", input=rows([1]), shell=shell)
+    assert run.status == 2
+    assert is_one_plain_line(run.said)
+    assert "the cache locked/c can't be opened (" in run.said[0]
+    assert "Permission denied" in run.said[0]
+
+
+@pytest.mark.parametrize("args", [["-p", "fixed.md"], [*ASK, "--schema", "none.json"], ["-p", "none.md"]])
+def test_what_comes_after_a_usage_error_finds_the_whole_input(
+    program: Programs, server: Server, args: list[str]
+) -> None:
+    program.write("fixed.md", "Say hello")
+    for shell in ('{ "$@" || cat; }', 'cat > in.jsonl; { "$@" || cat; } < in.jsonl'):
+        run = program.run(*args, input=rows(range(1000)), shell=shell)
+        assert run.stdout == rows(range(1000))
+        assert is_one_plain_line(run.said)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +169,8 @@ def test_a_prompt_without_placeholders_lists_the_keys_of_the_first_record(
     program: Programs, server: Server, data: bytes, words: Sequence[str]
 ) -> None:
     program.write("fixed.md", "Say { hello }")
-    run = program.run("-p", "fixed.md", input=data)
+    program.write("data.jsonl", data)
+    run = program.run("-p", "fixed.md", shell='exec "$@" < data.jsonl')
     assert run.status == 2
     assert is_one_plain_line(run.said)
     assert all(word in run.said[0] for word in ["no placeholder", *words])
@@ -131,6 +201,12 @@ MODELS = [
     (lambda request: Response(b"<html>"), ["no list of models", "-m NAME"]),
     (lambda request: error(404, "nothing here"), ["HTTP 404: nothing here", "-m NAME"]),
     (lambda request: None, ["-m NAME"]),
+    (lambda request: Response(b'{"data":[{"id":5}]}'), ["none that can be named", "-m NAME"]),
+    (lambda request: Response(b'{"data":[{"id":null},{"id":"a"}]}'), ["the server has: a", "-m NAME"]),
+    (lambda request: Response(b'{"data":[{"id":"a\\nllmfilter: b"}]}'), ["none that can be named"]),
+    (lambda request: Response(b'{"data":[{"id":"\\u001b[31m"},{"id":"\\ud800"},{"id":"c"}]}'), ["the server has: c"]),
+    (lambda request: Response(b'{"data":[{"id":"%b"},{"id":"b"}]}' % (b"x" * 9999)), ["x…, b"]),
+    (lambda request: Response(b'{"data":"ab"}'), ["no list of models"]),
 ]
 
 
@@ -184,6 +260,65 @@ def test_the_body_and_the_key_of_a_request_never_change() -> None:
     for head in (b"", prompt.head):
         keys = Keys("https://api.openai.com/v1/chat/completions", ["X-Team: $TEAM"], head)
         assert keys.of(body).hex() == "ac91aee997ade4da4f280d75f040bdddd715e1441f354d94708a566f49bc269a"
+
+
+def test_fields_of_the_request_come_from_the_record(program: Programs, server: Server) -> None:
+    data = b'{"id":1,"seed":18446744073709551616,"t":0.50,"tools":[{"type":"function"}]}\n{"id":2,"seed":2,"t":null}\n'
+    options = ("-o", "seed={seed}", "-o", "temperature={t}", "-o", "user={{id}}", "-o", "stop={id}s")
+    run = program.run(*ASK, *options, "-o", "tools={tools}", input=data)
+    assert [line["id"] for line in run.rows] == [1]
+    (request,) = server.requests
+    assert request.body.endswith(
+        b'"content":"1"}],"temperature":0.50,"response_format":{"type":"json_object"},"seed":18446744073709551616,'
+        b'"user":"{id}","stop":"{id}s","tools":[{"type":"function"}]}'
+    )
+    (failed,) = run.errors
+    assert (failed["error"], failed["message"]) == ("template", "the record has no field tools; it has: id, seed, t")
+
+
+def test_one_prompt_is_asked_with_each_record_s_seed(program: Programs, server: Server) -> None:
+    program.write("fixed.md", "Say hello")
+    run = program.run("-p", "fixed.md", "-o", "seed={id}", input=rows([1, 2, 1]))
+    assert (run.status, len(run.rows)) == (0, 3)
+    assert sorted(request.json["seed"] for request in server.requests) == [1, 2]
+
+
+def test_a_conversation_goes_on_with_the_record_s_own_fields(program: Programs, server: Server) -> None:
+    def answer(request: Request) -> Response:
+        return completion("no JSON" if len(request.json["messages"]) == 1 else {"a": 1})
+
+    server.answer = answer
+    run = program.run(*ASK, "-o", "seed={id}", input=rows(["é"]))
+    assert run.rows == [{"id": "é", "a": 1}]
+    first, second = (request.json for request in server.requests)
+    assert second == {**first, "messages": [*first["messages"], *second["messages"][1:]]}
+    assert len(second["messages"]) == 3
+
+
+def test_typed_headers_replace_ours_and_are_all_sent(program: Programs, server: Server) -> None:
+    typed = ("-H", "user-agent: mine", "-H", "CONTENT-TYPE: application/x", "-H", "X-A: 1", "-H", "x-a: 2")
+    program.run(*ASK, *typed, input=rows([1]), env={"OPENAI_MODEL": None})
+    for request in server.requests:
+        sent = request.headers
+        assert (sent["user-agent"], sent["content-type"], sent["x-a"]) == ("mine", "application/x", "1, 2")
+    assert {request.method for request in server.requests} == {"GET", "POST"}
+
+
+def test_text_goes_under_an_empty_key_if_that_is_typed(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion("text")
+    assert program.run(*ASK, "--text", "--as", "", input=rows([1])).rows == [{"id": 1, "": "text"}]
+
+
+def test_numbers_beyond_64_bits_go_out_as_typed(program: Programs, server: Server) -> None:
+    typed = ("-o", "seed=18446744073709551616", "-o", "x=1e400", "-o", 'user="\\ud800"')
+    assert program.run(*ASK, *typed, input=rows([1])).status == 0
+    assert server.requests[0].body.endswith(b'"seed":18446744073709551616,"x":1e400,"user":"\\ud800"}')
+
+
+def test_a_misspelt_field_is_suggested(program: Programs, server: Server) -> None:
+    program.write("typo.md", "{txet}")
+    (failed,) = program.run("-p", "typo.md", input=b'{"id":1,"text":"x"}\n').errors
+    assert failed["message"] == "the record has no field txet; it has: id, text; did you mean {text}?"
 
 
 def test_what_the_key_of_a_request_depends_on() -> None:

@@ -8,20 +8,21 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
 
 from llmfilter.batches import Batcher
 from llmfilter.errors import UsageError
-from llmfilter.stats import Stats
 
 Item = tuple[bytes, bytes, "asyncio.Future[None]"]
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
+_FOUND_BYTES_MOST = 1 << 20  # read at once
 _VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
@@ -68,12 +69,13 @@ class NoCache:
 
     on_failure: Callable[[str], None] = staticmethod(lambda message: None)
 
-    def find(self, keys: Sequence[bytes]) -> Iterable[memoryview | None]:
-        """Yield the value under each key, or None; a value is good until the next one is asked for."""
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value under each key, or None: not for all keys where 1 MB of values comes before."""
         return [None] * len(keys)
 
-    async def put(self, key: bytes, value: bytes) -> None:
-        """Return when a value is on the disk, or can't be."""
+    async def put(self, key: bytes, value: bytes) -> bool:
+        """Return when a value is on the disk, or False when it can't be."""
+        return True
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
@@ -82,9 +84,8 @@ class NoCache:
 class Cache(NoCache):
     """An LMDB folder; where it can't be written any more the run goes on, and it only looks up."""
 
-    def __init__(self, folder: Path, stats: Stats) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._stats = stats
         self._loop = asyncio.get_running_loop()
         self._env = open_folder(folder)
         self._inode = self._stat_inode()
@@ -93,27 +94,33 @@ class Cache(NoCache):
         self._commits = Batcher(self._commit, self._committed, self._stand_still)
         self._broken = False
 
-    def find(self, keys: Sequence[bytes]) -> Iterable[memoryview | None]:
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As in NoCache; if the cache fails, nothing is found."""
-        found = 0
+        found: list[bytes | None] = []
+        size = 0
         try:
             with self._env.begin(buffers=True) as transaction:
-                for key in keys:
-                    stored = transaction.get(key)
+                for stored in map(transaction.get, keys):
                     # A damaged length could reach beyond the file, and reading there kills the process.
-                    yield stored if stored and len(stored) <= _VALUE_BYTES_MOST else None
-                    found += 1
+                    if stored is None or len(stored) > _VALUE_BYTES_MOST:
+                        found.append(None)
+                        continue
+                    found.append(bytes(stored))
+                    size += len(stored)
+                    if size > _FOUND_BYTES_MOST:
+                        break
         except lmdb.Error as error:
             self._fail(error)
-            yield from [None] * (len(keys) - found)
+            return [None] * len(keys)
+        return found
 
-    async def put(self, key: bytes, value: bytes) -> None:
+    async def put(self, key: bytes, value: bytes) -> bool:
         """As in NoCache."""
         if not self._broken:
             stored = self._loop.create_future()
             self._commits.add([(key, value, stored)])
             await stored
-        self._stats.unstored += self._broken
+        return not self._broken
 
     def _commit(self, batch: list[Item]) -> None:
         if self._stat_inode() != self._inode:
@@ -196,13 +203,16 @@ def _make_readable(file: Path, env: lmdb.Environment) -> None:
     file gets a hole there, which takes no room on the disk.
     """
     pages = env.info()["last_pgno"] + 1
-    needed = pages * env.stat()["psize"] + _VALUE_BYTES_MOST
-    if needed > env.info()["map_size"]:
+    least = pages * env.stat()["psize"]
+    if least > env.info()["map_size"]:
         env.close()
         raise UsageError(_not_ours(file.parent))
-    with open(file, "r+b") as data:
-        if os.fstat(data.fileno()).st_size < needed:
-            data.truncate(needed)
+    with suppress(OSError), open(file, "r+b") as data:  # no room for a hole (ulimit -f)
+        if os.fstat(data.fileno()).st_size < least + _VALUE_BYTES_MOST:
+            data.truncate(least + _VALUE_BYTES_MOST)
+    if file.stat().st_size < least:
+        env.close()
+        raise UsageError(_not_ours(file.parent))
 
 
 def _cause(error: Exception) -> str:

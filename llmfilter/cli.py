@@ -223,8 +223,8 @@ def describe_stop(pipeline: "Pipeline") -> str:
     if line is None:
         return f"{reason}; every row has its line: {done}"
     return (
-        f"{reason}; stopped at line {line}, the first without an answer or an error line ({done}): "
-        "the same command on the same input takes from the cache what was answered, and asks for the rest"
+        f"{reason}; stopped at line {line}, the first that is left ({done}): "
+        "the same command on the same input goes on from there"
     )
 
 

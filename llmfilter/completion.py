@@ -139,18 +139,18 @@ def _keys(content: str) -> bytes:
     return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
 
 
-def parse_header(key: bytes, stored: memoryview) -> tuple[int, int, int, int, int]:
+def parse_header(key: bytes, stored: bytes) -> tuple[int, int, int, int, int]:
     """Return the header of what is stored under a key: where the keys end, where the content starts and
     ends, prompt tokens, completion tokens. Raise ValueError where it is damaged or of another version."""
     crc, version, *rest = HEADER.unpack_from(stored)
-    if version != VERSION or crc != crc32(stored[_CRC_BYTES:], crc32(key)):
+    if version != VERSION or crc != crc32(memoryview(stored)[_CRC_BYTES:], crc32(key)):
         raise ValueError("it is damaged or of another version")
     keys_end, start, end, prompt_tokens, completion_tokens = rest
     return keys_end, start, end, prompt_tokens, completion_tokens
 
 
-def parse_content(stored: memoryview, keys_end: int, start: int, end: int) -> str:
+def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
     """Return the content of what is stored; the places are its header's."""
     if end:
-        return str(parse_json(bytes(stored[start:end])))
-    return parse_completion(bytes(stored[keys_end:])).content
+        return str(parse_json(stored[start:end]))
+    return parse_completion(stored[keys_end:]).content

@@ -106,10 +106,13 @@ class InFlight:
 
     def abandon(self, request: Request) -> None:
         """Forget a request whose rows get no outcome."""
-        self._abandoned = min(row.number for row in request.rows) if self._abandoned is None else min(
-            self._abandoned, *(row.number for row in request.rows)
-        )
+        for row in request.rows:
+            self.abandon_line(row.number)
         self.remove(request)
+
+    def abandon_line(self, number: int) -> None:
+        """Note that the row on a line gets no outcome."""
+        self._abandoned = number if self._abandoned is None else min(self._abandoned, number)
 
 
 def _size(row: Row) -> int:

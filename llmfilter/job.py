@@ -57,7 +57,7 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
     if user and not varies(user, system, fields):
         refuse_fixed(peek_keys(stdin))
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not args.dry_run)
-    cache = open_cache(args, environ, stats)
+    cache = open_cache(args, environ)
 
     def connect() -> "Chat":
         from llmfilter.chat import Chat
@@ -184,7 +184,7 @@ def parse_value(key: str, text: str) -> Any:
     return value if is_exact(text) else orjson.Fragment(one_line(text))
 
 
-def open_cache(args: Namespace, environ: Mapping[str, str], stats: Stats) -> NoCache:
+def open_cache(args: Namespace, environ: Mapping[str, str]) -> NoCache:
     """Return the cache that was named, or the usual one; a dry run leaves no new folder behind."""
     if args.cache == "":
         raise UsageError("--cache: the folder's name is empty: give one, or --no-cache")
@@ -197,7 +197,7 @@ def open_cache(args: Namespace, environ: Mapping[str, str], stats: Stats) -> NoC
         folder = cache_folder(named, environ)
         if args.dry_run and not (folder / "data.mdb").exists():
             return NoCache()
-        return Cache(folder, stats)
+        return Cache(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home to be found, or a loop of links
         shown = printable(named or "~/.cache/llmfilter", _NAME_MOST)
         why = (isinstance(error, OSError) and error.strerror) or printable(str(error).rstrip("."))

@@ -128,15 +128,18 @@ class Pipeline:
         try:
             async for lines in self._rows:
                 for at in range(0, len(lines), self._rows_most):
-                    await self.output.changed.until(self._may_go_on)
-                    if self.stopped:
+                    if not await self._has_room():
                         return
-                    for request in self._take(lines[at : at + self._rows_most]):
-                        tasks.create_task(self._complete(request))
+                    await self._take(lines[at : at + self._rows_most], tasks)
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
         except RunError as end:
             self.stop(Stop(3, end.message))
+
+    async def _has_room(self) -> bool:
+        """Return as soon as there is room for rows; False once the run is stopped."""
+        await self.output.changed.until(self._may_go_on)
+        return self.stopped is None
 
     def _may_go_on(self) -> bool:
         in_flight = self._in_flight
@@ -146,11 +149,11 @@ class Pipeline:
             and self.output.size < BUFFER_BYTES
         )
 
-    def _take(self, lines: list[bytes]) -> list[Request]:
-        """Print what fails here and what the cache has; return the requests for the other rows."""
+    async def _take(self, lines: list[bytes], tasks: asyncio.TaskGroup) -> None:
+        """Make requests of lines; what can't become one gets its error line."""
         rows, bodies = [], []
-        build, first = self._job.prompt.body, self._number + 1
-        for number, line in enumerate(lines, first):
+        build = self._job.prompt.body
+        for number, line in enumerate(lines, self._number + 1):
             self._number = number
             raw, record = line.strip(), None
             if not raw:
@@ -163,14 +166,23 @@ class Pipeline:
                 rows.append(Row(number, raw, record))
             except RowError as error:
                 self._fail(number, raw, error, is_record=record is not None)
-        return self._look_up(rows, bodies)
+        keys = list(map(self._job.keys.of, bodies))
+        while rows:
+            count = self._look_up(rows, bodies, keys, tasks)
+            del rows[:count], bodies[:count], keys[:count]
+            if rows and not await self._has_room():
+                self._in_flight.abandon_line(rows[0].number)
+                return
 
-    def _look_up(self, rows: list[Row], bodies: list[bytes]) -> list[Request]:
+    def _look_up(self, rows: list[Row], bodies: list[bytes], keys: list[bytes], tasks: asyncio.TaskGroup) -> int:
+        """Print what the cache has, and start requests for the other rows.
+
+        Return how many rows that were: not all where the answers are too large to be held together.
+        """
         job, replay, in_flight = self._job, self._replay.line, self._in_flight
-        keys = list(map(job.keys.of, bodies))
         printed: dict[int, bytes] = {}
-        requests = []
-        for row, body, key, stored in zip(rows, bodies, keys, job.cache.find(keys), strict=True):
+        found = job.cache.find(keys)
+        for row, body, key, stored in zip(rows, bodies, keys, found, strict=False):
             outcome = replay(row, key, stored) if stored else None
             if job.is_dry:
                 self.asked_bytes += 0 if isinstance(outcome, bytes) else len(body)
@@ -178,10 +190,10 @@ class Pipeline:
             elif isinstance(outcome, bytes):
                 printed[row.number] = outcome
             elif not in_flight.join(row, key):
-                requests.append(in_flight.add(row, key, body, outcome))
+                tasks.create_task(self._complete(in_flight.add(row, key, body, outcome)))
         if printed:
             self.output.answers(printed)
-        return requests
+        return len(found)
 
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
         self.stats.by_kind[error.kind] += 1
@@ -198,9 +210,11 @@ class Pipeline:
                 if self.stopped:
                     raise Abandoned
                 outcome = await self._converse(request)
-                await self._job.cache.put(request.key, pack(request.key, outcome[0]))
+                is_stored = await self._job.cache.put(request.key, pack(request.key, outcome[0]))
+                self.stats.unstored += not is_stored
         except RowError as error:
-            outcome = error
+            outcome = error.with_traceback(None)  # its frames would keep the request's bytes alive
+            outcome.__context__ = None
         except Abandoned:
             return self._in_flight.abandon(request)
         except RunError as end:

@@ -183,7 +183,7 @@ def test_what_is_not_one_object_is_unparsable_and_kept(content: str) -> None:
 )
 def test_text_loses_its_think_block_only(content: str, text: str) -> None:
     assert read_text(content) == text
-    line, value = Checks(is_text=True).read(content)
+    line, value = Checks(is_text=True).parse(content)
     assert json.loads(line) == {"answer": text}
     assert list(value) == ["answer"]
 
@@ -221,13 +221,13 @@ SCHEMA = Schema(
     ],
 )
 def test_an_answer_goes_in_as_asked(checks: Checks, answer: str, keys: list[str]) -> None:
-    text, value = checks.read('```json\n{"b":1.0, "a":2,"c":3}\n```')
+    text, value = checks.parse('```json\n{"b":1.0, "a":2,"c":3}\n```')
     assert text.decode() == answer
     assert sorted(value) == sorted(keys)
 
 
 def test_a_text_goes_under_the_given_key() -> None:
-    assert Checks(key="fr", is_text=True).read("Oui")[0] == b'{"fr":"Oui"}'
+    assert Checks(key="fr", is_text=True).parse("Oui")[0] == b'{"fr":"Oui"}'
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_text_goes_under_the_given_key() -> None:
 )
 def test_an_answer_that_fails_its_checks_is_invalid_with_up_to_five_faults(checks: Checks, message: str) -> None:
     with pytest.raises(RowError) as caught:
-        checks.read('so: {"a":1}')
+        checks.parse('so: {"a":1}')
     assert (caught.value.kind, caught.value.message, caught.value.raw) == ("invalid", message, 'so: {"a":1}')
 
 
@@ -259,12 +259,12 @@ def test_an_answer_that_fails_its_checks_is_invalid_with_up_to_five_faults(check
     ids=lambda content: ascii(content)[:30],
 )
 def test_numbers_stay_numbers_for_the_schema(content: str) -> None:
-    assert Checks(SCHEMA).read(content)[0] == content.encode("utf-8", "backslashreplace")
+    assert Checks(SCHEMA).parse(content)[0] == content.encode("utf-8", "backslashreplace")
 
 
 def test_a_number_is_no_string_for_the_schema() -> None:
     with pytest.raises(RowError, match="/s"):
-        Checks(SCHEMA).read('{"n":5,"s":6,"x":1e400}')
+        Checks(SCHEMA).parse('{"n":5,"s":6,"x":1e400}')
 
 
 @pytest.mark.parametrize("key", ["n", "deep"])
@@ -279,6 +279,6 @@ def test_a_lone_surrogate_in_a_key_never_breaks_the_check() -> None:
 
 def is_invalid_or(answer: str, content: str) -> bool:
     try:
-        return Checks(SCHEMA, ["n"]).read(content)[0] == answer.encode()
+        return Checks(SCHEMA, ["n"]).parse(content)[0] == answer.encode()
     except RowError as error:
         return error.kind in {"unparsable", "invalid"}

@@ -30,7 +30,7 @@ import pytest
 from multidict import CIMultiDict
 
 from llmfilter.answer import Checks
-from llmfilter.completion import Faulty, read_completion
+from llmfilter.completion import Faulty, parse_completion
 from llmfilter.errors import Retryable, RowError, RunError
 from llmfilter.faults import ModelMissing, read_error, read_hidden_error
 from llmfilter.record import dump_text
@@ -68,7 +68,7 @@ def judge(case: Case) -> str:
     if case.status != 200:
         return describe(read_error(case.status, case.headers, case.body))
     try:
-        completion = read_completion(case.body)
+        completion = parse_completion(case.body)
     except Faulty as fault:
         return describe(read_hidden_error(fault.document) or fault)
     billed = (completion.prompt_tokens, completion.completion_tokens)
@@ -76,7 +76,7 @@ def judge(case: Case) -> str:
     if completion.fault:
         return describe(completion.fault) + tokens
     try:
-        text, value = Checks().read(completion.content)
+        text, value = Checks().parse(completion.content)
     except RowError as error:
         return describe(error) + tokens
     assert isinstance(value, dict)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from zlib import crc32
 
 import pytest
 from hypothesis import example, given, settings
@@ -9,11 +10,15 @@ from hypothesis import strategies as st
 from strategies import Member, line_members, objects, write_object
 
 from llmfilter.answer import Checks
-from llmfilter.completion import Completion, pack, read_completion
+from llmfilter.completion import Completion, pack, parse_completion
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json, splice
 from llmfilter.replay import Replay
+from llmfilter.rows import Row
 from llmfilter.stats import Stats
+
+KEY = bytes(32)
+ROW = Row(1, b'{"c":1}', {"c": 1})
 
 EACH_CHECKS = [Checks(), Checks(fields=["a"]), Checks(key="b"), Checks(is_text=True)]
 contents = st.one_of(
@@ -41,12 +46,13 @@ def test_it_is_the_line_of_the_first_time(
 ) -> None:
     raw = write_object(members, "").encode()
     record, body, stats = parse_json(raw), body_of(content, ascii_only), Stats()
-    fresh = read_completion(body)
+    fresh = parse_completion(body)
     try:
-        line = splice(raw, record, *checks.read(fresh.content))
+        line = splice(raw, record, *checks.parse(fresh.content))
     except RowError:
         line = None
-    assert Replay(checks, stats).line(pack(body, fresh), raw, record) == line
+    replayed = Replay(checks, stats).line(Row(1, raw, record), KEY, pack(KEY, fresh))
+    assert (None if isinstance(replayed, RowError) else replayed) == line
     counted = (1, 1, 5, 3) if line else (0, 0, 0, 0)
     assert (stats.answered, stats.cached, stats.saved_prompt, stats.saved_completion) == counted
 
@@ -54,39 +60,44 @@ def test_it_is_the_line_of_the_first_time(
 @pytest.mark.parametrize("size", range(60))
 def test_what_is_cut_off_is_a_miss(size: int) -> None:
     body = body_of('{"a": 1}')
-    stored = pack(body, read_completion(body))[:size]
-    assert Replay(Checks(), Stats()).line(stored, b'{"c":1}', {"c": 1}) is None
+    stored = pack(KEY, parse_completion(body))[:size]
+    assert Replay(Checks(), Stats()).line(ROW, KEY, stored) is None
+
+
+def store(version: int, *fields: int, rest: bytes) -> bytes:
+    """What a version has stored under KEY."""
+    behind = struct.pack("<BHIIII", version, *fields) + rest
+    return crc32(behind, crc32(KEY)).to_bytes(4, "little") + behind
 
 
 def test_what_is_stored_can_always_be_read() -> None:
     """If this fails, everybody pays again for what is in their caches."""
     body = b'{"choices":[{"message":{"content":"{\\"a\\":1}"},"finish_reason":"stop"}]}'
-    first = b"\x01" + struct.pack("<IIII", 17 + 34, 17 + 45, 5, 3) + body
-    second = b"\x02" + struct.pack("<HIIII", 19 + 5, 24 + 34, 24 + 45, 5, 3) + b'["a"]' + body
-    assert pack(body, Completion('{"a":1}', 5, 3)) == second
-    for stored in (first, second):
-        for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
-            assert Replay(checks, Stats()).line(stored, b'{"c":1}', {"c": 1}) == line
+    stored = store(3, 23 + 5, 28 + 34, 28 + 45, 5, 3, rest=b'["a"]' + body)
+    assert pack(KEY, Completion(body, '{"a":1}', 5, 3)) == stored
+    for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
+        assert Replay(checks, Stats()).line(ROW, KEY, stored) == line
 
 
-def test_what_a_later_version_has_stored_is_a_miss() -> None:
+def test_what_another_version_has_stored_is_a_miss() -> None:
     body = body_of('{"a": 1}')
-    stored = b"\x03" + pack(body, read_completion(body))[1:]
-    assert Replay(Checks(), Stats()).line(stored, b'{"c":1}', {"c": 1}) is None
+    assert Replay(Checks(), Stats()).line(ROW, KEY, store(2, 23, 0, 0, 5, 3, rest=body)) is None
+    assert Replay(Checks(), Stats()).line(ROW, KEY, store(3, 23, 0, 0, 5, 3, rest=body)) == b'{"c":1,"a": 1}\n'
 
 
-@given(st.integers(0, 2000), st.integers(0, 255), st.sampled_from(EACH_CHECKS), st.sampled_from(["12345", '{"a": 1}']))
-def test_damage_never_ends_the_run(at: int, byte: int, checks: Checks, content: str) -> None:
-    body = body_of(content)
-    stored = bytearray(pack(body, read_completion(body)))
-    stored[at % len(stored)] = byte
-    line = Replay(checks, Stats()).line(bytes(stored), b'{"c":1}', {"c": 1})
-    assert line is None or line.startswith(b'{"c":')
+@given(st.integers(0, 2000), st.integers(1, 255), st.sampled_from(EACH_CHECKS), st.sampled_from(["12345", '{"a": 1}']))
+def test_a_damaged_byte_is_a_miss(at: int, change: int, checks: Checks, content: str) -> None:
+    stored = bytearray(pack(KEY, parse_completion(body_of(content))))
+    stored[at % len(stored)] ^= change
+    assert Replay(checks, Stats()).line(ROW, KEY, bytes(stored)) is None
 
 
-@pytest.mark.parametrize("keys", [b"5", b"[5]", b"[[1]]", b"{}", b'"a"', b"[", b"null", b'["a"]', b""])
-@pytest.mark.parametrize("content", [b"5", b"[]", b"null", b'"'])
-def test_foreign_keys_and_contents_are_a_miss(keys: bytes, content: bytes) -> None:
-    end = 19 + len(keys)
-    stored = b"\x02" + struct.pack("<HIIII", end, end, end + len(content), 5, 3) + keys + content
-    assert Replay(Checks(), Stats()).line(stored, b'{"c":1}', {"c": 1}) is None
+def test_what_is_stored_under_another_key_is_a_miss() -> None:
+    stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
+    assert Replay(Checks(), Stats()).line(ROW, bytes(31) + b"\1", stored) is None
+
+
+def test_an_answer_that_fails_todays_checks_is_returned_as_what_is_wrong_with_it() -> None:
+    stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
+    fault = Replay(Checks(fields=["b"]), Stats()).line(ROW, KEY, stored)
+    assert isinstance(fault, RowError) and (fault.kind, fault.raw) == ("invalid", '{"a": 1}')

@@ -1,6 +1,5 @@
 """rows: bytes → lines → records."""
 
-import re
 from collections.abc import Iterable
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmfilter.errors import RowError
-from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Splitter, parse_record, parse_records
+from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Splitter, parse_record
 
 MIB = b"x" * (1 << 20)
 
@@ -110,24 +109,3 @@ def test_what_is_no_record_is_an_input_error_that_says_why(line: bytes, words: l
         parse_record(line)
     assert caught.value.kind == "input"
     assert [word for word in words if word not in caught.value.message] == []
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        [],
-        [b'{"a": 1}', b" {}"],
-        [b'{"a": 1}', b'{"a": 1e400}'],
-        [b'{"a": 1}', b"[]"],
-        [b"{", b'{"a": 1}'],
-        [b'{"a": 1}', Overlong(b'{"a": 1}')],
-    ],
-)
-def test_several_lines_are_read_as_each_would_be(lines: list[bytes]) -> None:
-    try:
-        records = [parse_record(line) for line in lines]
-    except RowError as error:
-        with pytest.raises(RowError, match=re.escape(error.message)):
-            parse_records(lines)
-    else:
-        assert parse_records(lines) == records

@@ -199,7 +199,8 @@ def test_a_stdin_that_cannot_be_read_ends_the_run(program: Programs) -> None:
     run = program.run(*ASK, shell='exec "$@" 0> written')
     assert run.status == 3
     assert run.said == [
-        "llmfilter: stdin can't be read: Bad file descriptor; stopped at line 1, 0 rows are done: "
+        "llmfilter: stdin can't be read: Bad file descriptor; stopped at line 1, the first that is left "
+        "(0 rows answered, 0 failed): "
         "the same command on the same input goes on from there"
     ]
 

@@ -354,7 +354,7 @@ def test_what_refuses_the_whole_run_ends_it_with_status_3(program: Programs, ser
     assert is_one_plain_line(run.said)
     assert "HTTP 401: bad key" in run.said[0]
     assert "$OPENAI_API_KEY" in run.said[0]
-    assert "stopped at line 1, 0 rows are done" in run.said[0]
+    assert "stopped at line 1, the first that is left (0 rows answered, 0 failed)" in run.said[0]
     assert len(server.requests) <= 2
     stats = json.loads((program.folder / "stats.json").read_bytes())
     assert stats["rows"] == stats["answered"] + stats["failed"] + stats["unfinished"]
@@ -371,6 +371,8 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
         "cached": 2,
         "failed": 1,
         "by_kind": {"input": 1},
+        "unstored": 0,
+        "replaced": 0,
         "unfinished": 0,
         "requests": 1,
         "retries": 0,

@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused(program: Programs, server: Server) -> None:
 
 
 @pytest.mark.parametrize("spoilt", [b"\xff", b"\0"], ids=["ones", "zeros"])
-def test_a_file_with_overwritten_pages_is_refused_or_gone_on_without(
+def test_a_file_with_overwritten_pages_is_gone_on_without(
     program: Programs, server: Server, spoilt: bytes
 ) -> None:
     ask_3(program)
@@ -109,7 +109,7 @@ def test_a_file_with_overwritten_pages_is_refused_or_gone_on_without(
     content = data.read_bytes()
     data.write_bytes(content[:8192] + spoilt * (len(content) - 8192))
     run = program.run(*ASK, "-k", input=rows(range(3)))
-    assert run.status in (0, 2)
+    assert (run.status, run.rows, len(server.requests)) == (0, ANSWERS, 6)
     assert len(run.said) == 1
     assert str(program.cache) in run.said[0]
     assert "--cache" in run.said[0]

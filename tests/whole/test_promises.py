@@ -1,4 +1,4 @@
-"""The promises, on the real program in real pipes. Promise 6 is in test_secrets."""
+"""The promises, on the real program in real pipes."""
 
 import json
 import os

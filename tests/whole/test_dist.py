@@ -16,6 +16,8 @@ from shutil import which
 import pytest
 from server import PATIENCE_S
 
+from llmfilter import __version__
+
 ROOT = Path(__file__).parents[2]
 BASH_COMPLETION = "/usr/share/bash-completion/bash_completion"
 # Each shell looks where it would in a prefix's share folder, and shows the words that a line came to.
@@ -55,15 +57,21 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's share folder."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all that the wheel holds."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as content:
+    (packed,) = folder.glob("*.whl")
+    with zipfile.ZipFile(packed) as content:
         content.extractall(folder)
-    (data,) = folder.glob("*.data/data/share")
-    return data
+    return folder
+
+
+@pytest.fixture(scope="module")
+def share(wheel: Path) -> Path:
+    """The wheel's share folder."""
+    (found,) = wheel.glob("*.data/data/share")
+    return found
 
 
 class Shell:
@@ -133,3 +141,14 @@ def test_man_shows_the_page_with_what_a_shell_takes(share: Path) -> None:
     page = re.sub(r".\x08|\x1b\[[0-9;]*m", "", shown.stdout)
     for words in ("grep '^{' errors.jsonl | jq -c '.input | objects'", "{{name}}", "~/.cache/llmfilter"):
         assert words in page
+
+
+def test_the_wheel_holds_the_package_and_its_licence(wheel: Path) -> None:
+    about = wheel / f"llmfilter-{__version__}.dist-info"
+    assert {path for path in wheel.iterdir() if path.is_dir()} == {
+        wheel / "llmfilter",
+        about.with_suffix(".data"),
+        about,
+    }
+    assert "\nLicense-Expression: MIT\nLicense-File: llmfilter/LICENSE\n" in (about / "METADATA").read_text()
+    assert "WITHOUT WARRANTY" in (about / "licenses/llmfilter/LICENSE").read_text()

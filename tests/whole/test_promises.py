@@ -1,4 +1,4 @@
-"""The promises, on the real program in real pipes. One section each."""
+"""The promises, on the real program in real pipes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Makes the manual page and the completions from the parser, so that the package installs all alike."""
+"""Make the manual page and the completions from the parser, so that the package installs all alike."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ VALUES = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "TEXT": TEXT_OR_FILE}
 
 
 class SharedFiles(BuildHookInterface[Any]):
-    """Puts llmfilter.1 where `man llmfilter` finds it, and the completions where the shells look."""
+    """Put llmfilter.1 where `man llmfilter` finds it, and the completions where the shells look."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         sys.path.insert(0, self.root)
@@ -40,11 +40,14 @@ class SharedFiles(BuildHookInterface[Any]):
             "zsh/site-functions/_llmfilter": complete(make_parser(), "zsh"),
             "fish/vendor_completions.d/llmfilter.fish": complete(make_parser(), "fish"),
         }
-        folder = Path(tempfile.mkdtemp())
+        self._folder = tempfile.TemporaryDirectory()
         for number, (place, content) in enumerate(files.items()):
-            made = folder / str(number)
+            made = Path(self._folder.name, str(number))
             made.write_text(content, encoding="utf-8")
             build_data["shared_data"][str(made)] = f"share/{place}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        self._folder.cleanup()
 
 
 def complete(parser: ArgumentParser, shell: str) -> str:

@@ -1,4 +1,4 @@
-"""Installs the built wheel and sdist with pip, pipx and uv, and the sources with make, on each Python.
+"""Install the built wheel and sdist with pip, pipx and uv, and the sources with make, on each Python.
 
 Each time in a new home folder, where the program, its manual page and its completions must be found.
 `make test-dist` runs it with the Python of an environment that has build, pipx and uv.

@@ -10,8 +10,9 @@ The modules, in the order in which a row meets them:
     prompt      record → request body
     cache       LMDB: answers that were paid for
     replay      such an answer → output line
-    flights     requests in flight: asked, asked again, stored, printed
-    chat        sending and sending again (faults: what an error means; pace: how fast)
+    inflight    requests under way: who shares one, who has a slot, which line is the first unfinished
+    conversation  sent, sent again, asked again, until an answer passes (breaker: what ends a run)
+    chat        one request, when the server's limits allow it (faults: what an error means; pace)
     wire        aiohttp: one request out, one bounded answer in (deadlines: its timeout)
     completion  response body → the model's content
     answer      content → one JSON object that passed its checks (schema)

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,6 @@ Item = tuple[bytes, bytes, "asyncio.Future[None]"]
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
-_FOUND_BYTES_MOST = 1 << 20  # read at once
 _VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
@@ -69,8 +68,8 @@ class NoCache:
 
     on_failure: Callable[[str], None] = staticmethod(lambda message: None)
 
-    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value under each key, or None: not for all keys where 1 MB of values comes before."""
+    def find(self, keys: Sequence[bytes]) -> Iterable[bytes | None]:
+        """Yield the value under each key, or None."""
         return [None] * len(keys)
 
     async def put(self, key: bytes, value: bytes) -> bool:
@@ -94,25 +93,18 @@ class Cache(NoCache):
         self._commits = Batcher(self._commit, self._committed, self._stand_still)
         self._broken = False
 
-    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def find(self, keys: Sequence[bytes]) -> Iterable[bytes | None]:
         """As in NoCache; if the cache fails, nothing is found."""
-        found: list[bytes | None] = []
-        size = 0
+        left = len(keys)
         try:
             with self._env.begin(buffers=True) as transaction:
                 for stored in map(transaction.get, keys):
+                    left -= 1
                     # A damaged length could reach beyond the file, and reading there kills the process.
-                    if stored is None or len(stored) > _VALUE_BYTES_MOST:
-                        found.append(None)
-                        continue
-                    found.append(bytes(stored))
-                    size += len(stored)
-                    if size > _FOUND_BYTES_MOST:
-                        break
+                    yield bytes(stored) if stored and len(stored) <= _VALUE_BYTES_MOST else None
         except lmdb.Error as error:
             self._fail(error)
-            return [None] * len(keys)
-        return found
+            yield from [None] * left
 
     async def put(self, key: bytes, value: bytes) -> bool:
         """As in NoCache."""

@@ -15,12 +15,14 @@ from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
 from llmfilter.record import dump_text, parse_json
 
-# CRC-32 of the key and of all that follows; format version; where the keys end that follow; where the
-# content's JSON string starts and ends (both 0: parse the body); prompt tokens; completion tokens. The
-# keys are a JSON array if the content is nothing but one JSON object in one line, else there are none.
-HEADER = struct.Struct("<IBHIIII")
+# Format version; where the keys end that follow; where the content's JSON string starts and ends (both
+# 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content is
+# nothing but one JSON object in one line, else there are none. Last comes the CRC-32 of the key and
+# of all before, in little-endian order: so the CRC-32 of the whole is always the same (RFC 1662, C.2).
+HEADER = struct.Struct("<BHIIII")
 VERSION = 3
 _CRC_BYTES = 4
+CRC_OF_WHOLE = 0x2144DF1C
 _KEYS_BYTES_MOST = 1000
 _UINT32_MAX = (1 << 32) - 1
 _SHOWN = 1000  # characters of a body that is no completion
@@ -124,9 +126,8 @@ def pack(key: bytes, completion: Completion) -> bytes:
         keys = _keys(completion.content)
         start = HEADER.size + len(keys) + at
         end = start + len(literal)
-    stored = bytearray(HEADER.pack(0, VERSION, HEADER.size + len(keys), start, end, *tokens) + keys + body)
-    stored[:_CRC_BYTES] = crc32(stored[_CRC_BYTES:], crc32(key)).to_bytes(_CRC_BYTES, "little")
-    return bytes(stored)
+    stored = HEADER.pack(VERSION, HEADER.size + len(keys), start, end, *tokens) + keys + body
+    return stored + crc32(stored, crc32(key)).to_bytes(_CRC_BYTES, "little")
 
 
 def _keys(content: str) -> bytes:
@@ -139,18 +140,8 @@ def _keys(content: str) -> bytes:
     return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
 
 
-def parse_header(key: bytes, stored: bytes) -> tuple[int, int, int, int, int]:
-    """Return the header of what is stored under a key: where the keys end, where the content starts and
-    ends, prompt tokens, completion tokens. Raise ValueError where it is damaged or of another version."""
-    crc, version, *rest = HEADER.unpack_from(stored)
-    if version != VERSION or crc != crc32(memoryview(stored)[_CRC_BYTES:], crc32(key)):
-        raise ValueError("it is damaged or of another version")
-    keys_end, start, end, prompt_tokens, completion_tokens = rest
-    return keys_end, start, end, prompt_tokens, completion_tokens
-
-
 def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
     """Return the content of what is stored; the places are its header's."""
     if end:
         return str(parse_json(stored[start:end]))
-    return parse_completion(stored[keys_end:]).content
+    return parse_completion(stored[keys_end:-_CRC_BYTES]).content

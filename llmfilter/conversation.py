@@ -1,6 +1,9 @@
 """A request → an answer that passed its checks: sent, sent again, asked again."""
 
+import asyncio
 import random
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llmfilter import faults
@@ -22,9 +25,15 @@ REASK = (
 
 
 class Conversation:
-    """Holds the conversations of a run, each in its request's task and slot."""
+    """Holds the conversations of a run, each in its request's task and slot.
 
-    def __init__(self, job: "Job", chat: "Chat", in_flight: InFlight, breaker: Breaker) -> None:
+    free_slot: lets the others have a slot.
+    """
+
+    def __init__(
+        self, job: "Job", chat: "Chat", in_flight: InFlight, breaker: Breaker, free_slot: Callable[[], None]
+    ) -> None:
+        self._free_slot = free_slot
         self._job = job
         self._chat = chat
         self._in_flight = in_flight
@@ -52,9 +61,17 @@ class Conversation:
                     raise
                 body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
                 continue
-            await self._in_flight.lend_slot(request, wait_s, self._chat.draining)
-            if self._chat.draining.is_set():
-                raise Abandoned
+            await self._back_off(request, wait_s)
+
+    async def _back_off(self, request: Request, wait_s: float) -> None:
+        """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""
+        self._free_slot()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._chat.draining.wait()
+        await self._in_flight.return_slot(request)
+        if self._chat.draining.is_set():
+            raise Abandoned
 
     def _parse(self, completion: Completion) -> Answer:
         """Return the answer in a completion; one that was cut off is one if nothing of it is missing."""

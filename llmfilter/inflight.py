@@ -33,18 +33,23 @@ class Request:
 
 
 class InFlight:
-    """The requests under way, and the slots for those that are sent.
+    """The requests under way, and the slots for those that may be sent.
 
-    slots: one for each of `jobs` requests; queued: how many never had one yet; waiting_bytes: memory
-    of the rows without a slot, those that share another row's request among them.
+    waiting_bytes: memory of the rows without a slot, those that share another row's request among them.
     """
 
     def __init__(self, jobs: int) -> None:
         self._requests: dict[bytes, Request] = {}
+        self._queue: deque[Request] = deque()
+        self._slots_free = jobs
+        self._returning: deque[asyncio.Future[None]] = deque()  # those who wait for the slot they have lent
         self._abandoned: int | None = None
-        self.slots = asyncio.Semaphore(jobs)
-        self.queued = 0
         self.waiting_bytes = 0
+
+    @property
+    def queued(self) -> int:
+        """Count the requests that never had a slot yet."""
+        return len(self._queue)
 
     @property
     def count(self) -> int:
@@ -66,30 +71,41 @@ class InFlight:
         self.waiting_bytes += _size(row)
         return True
 
-    def add(self, row: Row, key: bytes, body: bytes, unusable: RowError | None) -> Request:
-        """Return a new request, which is queued for a slot."""
+    def add(self, row: Row, key: bytes, body: bytes, unusable: RowError | None) -> None:
+        """Queue a new request for a slot."""
         request = self._requests[key] = Request(key, body, deque([row]), unusable)
-        self.queued += 1
+        self._queue.append(request)
         self.waiting_bytes += _size(row) + len(body)
+
+    def next(self) -> Request | None:
+        """Give a free slot to the first in the queue, and return it; None if there is no such pair."""
+        if not (self._queue and self._slots_free):
+            return None
+        self._slots_free -= 1
+        request = self._queue.popleft()
+        self.waiting_bytes -= _size(request.rows[0]) + len(request.body)
         return request
 
-    def leave_queue(self, request: Request) -> None:
-        """Count a request as one that has a slot."""
-        self.queued -= 1
-        self.waiting_bytes -= _size(request.rows[0]) + len(request.body)
+    def free_slot(self) -> None:
+        """Take a slot back; who has lent one comes first."""
+        while self._returning:
+            returning = self._returning.popleft()
+            if not returning.done():
+                return returning.set_result(None)
+        self._slots_free += 1
+        return None
 
-    async def lend_slot(self, request: Request, wait_s: float, stopping: asyncio.Event) -> None:
-        """Let others have a request's slot for some seconds, or until `stopping` is set."""
+    async def return_slot(self, request: Request) -> None:
+        """Return when a request that has freed its slot for a while has one again."""
+        if self._slots_free:
+            self._slots_free -= 1
+            return
         size = _size(request.rows[0]) + len(request.body)
         self.waiting_bytes += size
-        self.slots.release()
         try:
-            async with asyncio.timeout(wait_s):
-                await stopping.wait()
-        except TimeoutError:
-            pass
+            self._returning.append(asyncio.get_running_loop().create_future())
+            await self._returning[-1]
         finally:
-            await self.slots.acquire()
             self.waiting_bytes -= size
 
     def take_row(self, request: Request) -> Row:
@@ -109,6 +125,11 @@ class InFlight:
         for row in request.rows:
             self.abandon_line(row.number)
         self.remove(request)
+
+    def abandon_queue(self) -> None:
+        """Forget the requests that never had a slot."""
+        while self._queue:
+            self.abandon(self._queue.popleft())
 
     def abandon_line(self, number: int) -> None:
         """Note that the row on a line gets no outcome."""

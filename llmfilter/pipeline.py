@@ -38,6 +38,9 @@ _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the proce
 _BUG_S = 10.0  # what is in flight gets so long after a bug outside of its own path
 
 
+Parsed = tuple[int, bytes, dict[str, Any]]  # a Row in the making: most need none, since the cache has their answer
+
+
 class Stop(NamedTuple):
     """Why a run ends early: the exit status, and what to say (None where nobody would listen)."""
 
@@ -75,6 +78,7 @@ class Pipeline:
         self._breaker = Breaker(stats)
         self._replay = Replay(job.checks, stats)
         self._chat: Chat | None = None
+        self._tasks = asyncio.TaskGroup()
         self._number = 0  # of the line taken last
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
         self._patience: asyncio.Timeout = asyncio.timeout(None)
@@ -86,8 +90,8 @@ class Pipeline:
         """Return when every row has its line; after `stop()`, when all that was sent has."""
         with suppress(TimeoutError):  # of patience, after a bug
             async with self._patience:
-                async with asyncio.TaskGroup() as tasks:
-                    await self._take_all(tasks)
+                async with self._tasks:
+                    await self._take_all()
                 self.output.release()
                 await self.output.changed.until(lambda: self.output.idle)
         if self._chat:
@@ -99,6 +103,7 @@ class Pipeline:
         if self.stopped is None:
             self.stopped = stop
             self._rows.stop()
+            self._in_flight.abandon_queue()
             if self._chat:
                 self._chat.drain()
             self.output.changed.notify()
@@ -124,13 +129,13 @@ class Pipeline:
             chat.is_limited if chat else False,
         )
 
-    async def _take_all(self, tasks: asyncio.TaskGroup) -> None:
+    async def _take_all(self) -> None:
         try:
             async for lines in self._rows:
                 for at in range(0, len(lines), self._rows_most):
                     if not await self._has_room():
                         return
-                    await self._take(lines[at : at + self._rows_most], tasks)
+                    await self._take(lines[at : at + self._rows_most])
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
         except RunError as end:
@@ -149,69 +154,71 @@ class Pipeline:
             and self.output.size < BUFFER_BYTES
         )
 
-    async def _take(self, lines: list[bytes], tasks: asyncio.TaskGroup) -> None:
+    async def _take(self, lines: list[bytes]) -> None:
         """Make requests of lines; what can't become one gets its error line."""
         rows, bodies = [], []
-        build = self._job.prompt.body
+        build, last = self._job.prompt.body, self._number + len(lines)
         for number, line in enumerate(lines, self._number + 1):
-            self._number = number
             raw, record = line.strip(), None
             if not raw:
                 self.output.skip(number)
                 continue
-            self.stats.rows += 1
             try:
                 record = parse_record(raw)
                 bodies.append(build(record, raw))
-                rows.append(Row(number, raw, record))
+                rows.append((number, raw, record))
             except RowError as error:
+                self._number = number
                 self._fail(number, raw, error, is_record=record is not None)
+                if not rows:
+                    self._breaker.reject_unsent(error)
+        self._number = last
+        self.stats.rows += len(rows)
         keys = list(map(self._job.keys.of, bodies))
         while rows:
-            count = self._look_up(rows, bodies, keys, tasks)
+            count = self._look_up(rows, bodies, keys)
             del rows[:count], bodies[:count], keys[:count]
             if rows and not await self._has_room():
-                self._in_flight.abandon_line(rows[0].number)
+                self._in_flight.abandon_line(rows[0][0])
                 return
 
-    def _look_up(self, rows: list[Row], bodies: list[bytes], keys: list[bytes], tasks: asyncio.TaskGroup) -> int:
+    def _look_up(self, rows: list[Parsed], bodies: list[bytes], keys: list[bytes]) -> int:
         """Print what the cache has, and start requests for the other rows.
 
         Return how many rows that were: not all where the answers are too large to be held together.
         """
         job, replay, in_flight = self._job, self._replay.line, self._in_flight
         printed: dict[int, bytes] = {}
-        found = job.cache.find(keys)
-        for row, body, key, stored in zip(rows, bodies, keys, found, strict=False):
-            outcome = replay(row, key, stored) if stored else None
+        size = 0
+        for row, body, key, stored in zip(rows, bodies, keys, job.cache.find(keys), strict=True):
+            outcome = replay(*row, key, stored) if stored else None
             if job.is_dry:
                 self.asked_bytes += 0 if isinstance(outcome, bytes) else len(body)
-                printed[row.number] = body + b"\n"
-            elif isinstance(outcome, bytes):
-                printed[row.number] = outcome
-            elif not in_flight.join(row, key):
-                tasks.create_task(self._complete(in_flight.add(row, key, body, outcome)))
+                outcome = body + b"\n"
+            if isinstance(outcome, bytes):
+                printed[row[0]] = outcome
+                size += len(outcome)
+                if size > BUFFER_BYTES:
+                    break
+            elif not in_flight.join(Row(*row), key):
+                in_flight.add(Row(*row), key, body, outcome)
+        self._fill_slots()
         if printed:
             self.output.answers(printed)
-        return len(found)
+        return rows.index(row) + 1
 
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
+        self.stats.rows += 1
         self.stats.by_kind[error.kind] += 1
         self.output.error(number, error_line(number, error, 0, raw, is_record))
-        self._breaker.reject_unsent(error)
 
     async def _complete(self, request: Request) -> None:
         """Take a request from its queue to its rows' lines."""
         outcome: tuple[Completion, Answer] | RowError
         try:
-            async with self._in_flight.slots:
-                self._in_flight.leave_queue(request)
-                self.output.changed.notify()
-                if self.stopped:
-                    raise Abandoned
-                outcome = await self._converse(request)
-                is_stored = await self._job.cache.put(request.key, pack(request.key, outcome[0]))
-                self.stats.unstored += not is_stored
+            outcome = await self._converse(request)
+            is_stored = await self._job.cache.put(request.key, pack(request.key, outcome[0]))
+            self.stats.unstored += not is_stored
         except RowError as error:
             outcome = error.with_traceback(None)  # its frames would keep the request's bytes alive
             outcome.__context__ = None
@@ -223,17 +230,28 @@ class Pipeline:
         except Exception as bug:
             self._stop_for(bug)
             return self._in_flight.abandon(request)
+        finally:
+            self._free_slot()
         while request.rows:
             await self.output.room_for(request.rows[0].number)
             self._print(request, outcome)
         self._in_flight.remove(request)
-        self.output.changed.notify()
         return None
+
+    def _fill_slots(self) -> None:
+        while request := self._in_flight.next():
+            self._tasks.create_task(self._complete(request))
+
+    def _free_slot(self) -> None:
+        self._in_flight.free_slot()
+        self._fill_slots()
+        if self._in_flight.queued < QUEUED_MOST:
+            self.output.changed.notify()
 
     async def _converse(self, request: Request) -> tuple[Completion, Answer]:
         if self._chat is None:
             self._chat = self._job.connect()
-            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker)
+            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, self._free_slot)
         return await self._conversation.hold(request)
 
     def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
@@ -245,6 +263,7 @@ class Pipeline:
             return
         completion, (answer, answer_keys) = outcome
         if is_shared:
+            self.output.changed.notify()
             self.stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
         else:
             self.stats.asked += 1

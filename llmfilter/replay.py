@@ -4,17 +4,19 @@ Nearly every replay is plain: no check but that it is an object, and no key that
 That is done here in one piece; the calls of those who know each step take longer than the steps.
 """
 
-import struct
 from functools import lru_cache
+from typing import Any
+from zlib import crc32
 
 from orjson import loads
 
 from llmfilter.answer import Checks
-from llmfilter.completion import HEADER, parse_content, parse_header
+from llmfilter.completion import CRC_OF_WHOLE, HEADER, VERSION, parse_content
 from llmfilter.errors import RowError
 from llmfilter.record import splice
-from llmfilter.rows import Row
 from llmfilter.stats import Stats
+
+_unpack_header = HEADER.unpack_from
 
 
 @lru_cache(1000)  # the answers to one prompt mostly have the same keys
@@ -31,21 +33,29 @@ class Replay:
         self._takes_any = checks.takes_any
         self._stats = stats
 
-    def line(self, row: Row, key: bytes, stored: bytes) -> bytes | RowError | None:
+    def line(
+        self, number: int, raw: bytes, record: dict[str, Any], key: bytes, stored: bytes
+    ) -> bytes | RowError | None:
         """Return a row's line; or what today's checks say against what is stored; or None where it is damaged."""
-        record = row.record
+        stats = self._stats
         try:
-            keys_end, start, end, prompt_tokens, completion_tokens = parse_header(key, stored)
+            if crc32(stored, crc32(key)) != CRC_OF_WHOLE:
+                return None
+            version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
+            if version != VERSION:
+                return None
             keys = stored[HEADER.size : keys_end] if self._takes_any else b""
             if keys and record and record.keys().isdisjoint(_parse_keys(keys)):
-                line = b"%b,%b\n" % (row.raw[:-1], str.encode(loads(stored[start:end]))[1:])
+                line = b"%b,%b\n" % (raw[:-1], loads(stored[start:end]).encode()[1:])
             else:
                 answer, answer_keys = self._parse(parse_content(stored, keys_end, start, end))
-                line = splice(row.raw, record, answer, answer_keys)
-                self._stats.count_replaced(row.number, record, answer_keys)
-        except (struct.error, ValueError):
+                line = splice(raw, record, answer, answer_keys)
+                stats.count_replaced(number, record, answer_keys)
+        except ValueError:  # of a lone surrogate, which a look at the content settles
             return None
         except RowError as fault:
             return fault
-        self._stats.count_replay(prompt_tokens, completion_tokens)
+        stats.cached += 1
+        stats.saved_prompt += prompt_tokens
+        stats.saved_completion += completion_tokens
         return line

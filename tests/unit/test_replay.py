@@ -14,11 +14,10 @@ from llmfilter.completion import Completion, pack, parse_completion
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json, splice
 from llmfilter.replay import Replay
-from llmfilter.rows import Row
 from llmfilter.stats import Stats
 
 KEY = bytes(32)
-ROW = Row(1, b'{"c":1}', {"c": 1})
+ROW = (1, b'{"c":1}', {"c": 1})
 
 EACH_CHECKS = [Checks(), Checks(fields=["a"]), Checks(key="b"), Checks(is_text=True)]
 contents = st.one_of(
@@ -51,7 +50,7 @@ def test_it_is_the_line_of_the_first_time(
         line = splice(raw, record, *checks.parse(fresh.content))
     except RowError:
         line = None
-    replayed = Replay(checks, stats).line(Row(1, raw, record), KEY, pack(KEY, fresh))
+    replayed = Replay(checks, stats).line(1, raw, record, KEY, pack(KEY, fresh))
     assert (None if isinstance(replayed, RowError) else replayed) == line
     counted = (1, 1, 5, 3) if line else (0, 0, 0, 0)
     assert (stats.answered, stats.cached, stats.saved_prompt, stats.saved_completion) == counted
@@ -61,43 +60,44 @@ def test_it_is_the_line_of_the_first_time(
 def test_what_is_cut_off_is_a_miss(size: int) -> None:
     body = body_of('{"a": 1}')
     stored = pack(KEY, parse_completion(body))[:size]
-    assert Replay(Checks(), Stats()).line(ROW, KEY, stored) is None
+    assert Replay(Checks(), Stats()).line(*ROW, KEY, stored) is None
 
 
 def store(version: int, *fields: int, rest: bytes) -> bytes:
     """What a version has stored under KEY."""
-    behind = struct.pack("<BHIIII", version, *fields) + rest
-    return crc32(behind, crc32(KEY)).to_bytes(4, "little") + behind
+    stored = struct.pack("<BHIIII", version, *fields) + rest
+    return stored + crc32(stored, crc32(KEY)).to_bytes(4, "little")
 
 
 def test_what_is_stored_can_always_be_read() -> None:
     """If this fails, everybody pays again for what is in their caches."""
     body = b'{"choices":[{"message":{"content":"{\\"a\\":1}"},"finish_reason":"stop"}]}'
-    stored = store(3, 23 + 5, 28 + 34, 28 + 45, 5, 3, rest=b'["a"]' + body)
+    stored = store(3, 19 + 5, 24 + 34, 24 + 45, 5, 3, rest=b'["a"]' + body)
     assert pack(KEY, Completion(body, '{"a":1}', 5, 3)) == stored
     for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
-        assert Replay(checks, Stats()).line(ROW, KEY, stored) == line
+        assert Replay(checks, Stats()).line(*ROW, KEY, stored) == line
 
 
 def test_what_another_version_has_stored_is_a_miss() -> None:
     body = body_of('{"a": 1}')
-    assert Replay(Checks(), Stats()).line(ROW, KEY, store(2, 23, 0, 0, 5, 3, rest=body)) is None
-    assert Replay(Checks(), Stats()).line(ROW, KEY, store(3, 23, 0, 0, 5, 3, rest=body)) == b'{"c":1,"a": 1}\n'
+    assert Replay(Checks(), Stats()).line(*ROW, KEY, store(2, 19, 0, 0, 5, 3, rest=body)) is None
+    line = Replay(Checks(), Stats()).line(*ROW, KEY, store(3, 19, 0, 0, 5, 3, rest=body))
+    assert line == b'{"c":1,"a": 1}\n'
 
 
 @given(st.integers(0, 2000), st.integers(1, 255), st.sampled_from(EACH_CHECKS), st.sampled_from(["12345", '{"a": 1}']))
 def test_a_damaged_byte_is_a_miss(at: int, change: int, checks: Checks, content: str) -> None:
     stored = bytearray(pack(KEY, parse_completion(body_of(content))))
     stored[at % len(stored)] ^= change
-    assert Replay(checks, Stats()).line(ROW, KEY, bytes(stored)) is None
+    assert Replay(checks, Stats()).line(*ROW, KEY, bytes(stored)) is None
 
 
 def test_what_is_stored_under_another_key_is_a_miss() -> None:
     stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
-    assert Replay(Checks(), Stats()).line(ROW, bytes(31) + b"\1", stored) is None
+    assert Replay(Checks(), Stats()).line(*ROW, bytes(31) + b"\1", stored) is None
 
 
 def test_an_answer_that_fails_todays_checks_is_returned_as_what_is_wrong_with_it() -> None:
     stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
-    fault = Replay(Checks(fields=["b"]), Stats()).line(ROW, KEY, stored)
+    fault = Replay(Checks(fields=["b"]), Stats()).line(*ROW, KEY, stored)
     assert isinstance(fault, RowError) and (fault.kind, fault.raw) == ("invalid", '{"a": 1}')

@@ -76,9 +76,9 @@ class Chat:
                 answer = read(self._check(await self._wire.post(body)))
             except Retryable as fault:
                 fault.message = self._mask.text(fault.message)  # aiohttp quotes what it can't read
-                if isinstance(fault, Faulty) and (end := faults.read_hidden_error(fault.document)):
+                if isinstance(fault, Faulty) and (end := faults.classify_hidden(fault.document)):
                     raise end from None
-                if fault.is_limit:
+                if fault.is_refusal:
                     waits += 1
                     self._wait_out(fault, sent_at)
                 else:
@@ -157,7 +157,7 @@ class Chat:
             raise RunError(f"the server can't be reached: {fault.message}: check -u (or $OPENAI_BASE_URL)")
         if isinstance(fault, faults.ModelMissing):
             raise RunError(f"the server has no such model ({fault.message}): check -m and -u")
-        if fault.status in faults.REFUSALS:
+        if fault.status in faults.REJECTIONS:
             self._refused += 1
             if self._refused >= REFUSED_MOST:
                 raise RunError(f"the server refused the first {REFUSED_MOST} rows, the last with {fault.message}")
@@ -167,5 +167,5 @@ class Chat:
         body = self._mask(reply.body)
         if reply.status != 200:
             headers = {name.lower(): self._mask.text(value) for name, value in reply.headers.items()}
-            raise faults.read_error(reply.status, headers, body)
+            raise faults.classify(reply.status, headers, body)
         return body

@@ -12,7 +12,8 @@ The modules, in the order in which a row meets them:
     replay      such an answer → output line
     flights     requests in flight: asked, asked again, stored, printed
     chat        sending and sending again (faults: what an error means; pace: how fast)
-    wire        aiohttp: one request out, one bounded answer in (deadlines: its timeout)
+    wire        aiohttp: one request out, one bounded answer in (quick: its fast way;
+                deadlines: its timeout)
     completion  response body → the model's content
     answer      content → one JSON object that passed its checks (schema)
     output      answers to stdout, error lines to stderr

@@ -36,7 +36,11 @@ def make_endpoint(
     """The endpoint for `-u`, `-H` and the environment; raises UsageError naming what to mend."""
     source = "-u" if base_url else "$OPENAI_BASE_URL"
     parts = _split(base_url or environ.get("OPENAI_BASE_URL") or OPENAI, source)
-    headers = {"User-Agent": f"llmfilter/{__version__}"}
+    headers = {
+        "User-Agent": f"llmfilter/{__version__}",
+        "Content-Type": "application/json",
+        "Accept-Encoding": "identity",
+    }
     secrets: list[str] = []
     for typed in typed_headers:
         name, value = _expand(typed, environ, secrets)

@@ -23,7 +23,8 @@ _TIMER = TimerNoop()
 # it is made, nothing is left to be written; it only asks how much it was.
 _KNOWN: dict[str, dict[str, Any]] = {"3.13": {}, "3.14": {"stream_writer": SimpleNamespace(output_size=0)}}
 _MINOR = ".".join(aiohttp.__version__.split(".")[:2])
-_RESPONSE_PARAMS: dict[str, Any] = {
+_RESPONSE_PARAMS = _KNOWN.get(_MINOR, {})
+_PARSER_PARAMS: dict[str, Any] = {
     "timer": _TIMER,
     "auto_decompress": False,
     "read_until_eof": True,
@@ -76,7 +77,7 @@ class Quick:
 
     def _try_out(self) -> None:
         protocol = ResponseHandler(self._loop)
-        protocol.set_response_params(**_RESPONSE_PARAMS)
+        protocol.set_response_params(**_PARSER_PARAMS)
         _ = protocol.should_close, protocol.transport, protocol.abort
         self._make_response()
 
@@ -109,7 +110,7 @@ class Quick:
         if protocol is None or protocol.transport is None:
             raise aiohttp.ServerDisconnectedError
         self._used.add(protocol)
-        protocol.set_response_params(**_RESPONSE_PARAMS)
+        protocol.set_response_params(**_PARSER_PARAMS)
         protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
         return self._make_response()
 
@@ -124,5 +125,5 @@ class Quick:
             traces=[],
             loop=self._loop,
             session=self._session,
-            **_KNOWN[_MINOR],
+            **_RESPONSE_PARAMS,
         )

@@ -68,6 +68,11 @@ class Wire:
         except (TypeError, AttributeError):
             return None
 
+    @property
+    def is_quick(self) -> bool:
+        """Return whether chat requests go the quick way."""
+        return self._quick is not None
+
     async def close(self) -> None:
         """Close the connections; leave one whose other side reads nothing more to the system."""
         self._deadlines.close()

@@ -12,7 +12,7 @@ import orjson
 
 from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
-from llmfilter.record import dump_text, parse_json
+from llmfilter.record import drop_repeated, dump_text, parse_json
 
 # Format version; where the keys end that follow; where the content's JSON string starts and ends
 # (both 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content
@@ -128,8 +128,11 @@ def _keys(content: str) -> bytes:
     if not (content.startswith("{") and content.endswith("}")) or "\n" in content or "\r" in content:
         return b""
     try:
-        keys = orjson.dumps(list(orjson.loads(content)))
+        value = orjson.loads(content)
+        keys = orjson.dumps(list(value))
     except orjson.JSONDecodeError:
+        return b""
+    if drop_repeated(content, value) is not content:
         return b""
     return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
 

@@ -11,21 +11,25 @@ from llmfilter.errors import UsageError
 
 OPENAI = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
+_AUTHORITY_END = re.compile(r"[/?#]")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-# Shorter ones are dummies ("none", "EMPTY") and words of ordinary answers; masking would spoil those.
+# Shorter ones are dummies ("none", "EMPTY") and words of ordinary messages; masking would garble those.
 _SECRET_BYTES_LEAST = 8
 _MASKED = b"[masked]"
+_OURS = {"User-Agent": f"llmfilter/{__version__}", "Content-Type": "application/json", "Accept-Encoding": "identity"}
+_FRAMING = ("content-length", "transfer-encoding")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """url: for chat requests; models_url: lists the models; headers: names and values, secrets included;
-    mask: hides the secrets where a server echoes them; proxy: its URL, or None."""
+    """url: for chat requests; models_url: lists the models; headers: all but Host and Content-Length, as
+    names and values, secrets included, a name perhaps several times; mask: hides the secrets where an
+    error echoes them; proxy: its URL, or None."""
 
     url: str
     models_url: str
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Sequence[tuple[str, str]] = field(repr=False)
     mask: "Mask" = field(repr=False)
     proxy: str | None = field(repr=False)
 
@@ -33,23 +37,18 @@ class Endpoint:
 def make_endpoint(
     base_url: str | None, typed_headers: Sequence[str], environ: Mapping[str, str], needs_key: bool
 ) -> Endpoint:
-    """The endpoint for `-u`, `-H` and the environment; raises UsageError naming what to mend."""
+    """Return the endpoint for `-u`, `-H` and the environment; raise UsageError naming what is wrong."""
     source = "-u" if base_url else "$OPENAI_BASE_URL"
     parts = _split(base_url or environ.get("OPENAI_BASE_URL") or OPENAI, source)
-    headers = {
-        "User-Agent": f"llmfilter/{__version__}",
-        "Content-Type": "application/json",
-        "Accept-Encoding": "identity",
-    }
     secrets: list[str] = []
-    for typed in typed_headers:
-        name, value = _expand(typed, environ, secrets)
-        headers[name] = value
+    headers = [_expand(typed, environ, secrets) for typed in typed_headers]
+    names = {name.lower(): name for name, _ in headers}
+    ours = [(name, value) for name, value in _OURS.items() if name.lower() not in names]
     key = environ.get("OPENAI_API_KEY", "").strip()
-    if not {"authorization", "api-key"} & {name.lower() for name in headers}:
+    if not {"authorization", "api-key"} & names.keys():
         if key:
             _check_value("$OPENAI_API_KEY", key)
-            headers["Authorization"] = f"Bearer {key}"
+            ours.append(("Authorization", f"Bearer {key}"))
             secrets.append(key)
         elif needs_key and not is_loopback(parts.hostname or ""):
             raise UsageError(
@@ -62,14 +61,15 @@ def make_endpoint(
     return Endpoint(
         base._replace(path=base.path + _PATH).geturl(),
         base._replace(path=base.path + "/models").geturl(),
-        headers,
+        # In one spelling each: aiohttp's session takes another for one that replaces the first.
+        (*ours, *((names[name.lower()], value) for name, value in headers)),
         Mask([secret for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST]),
         proxy,
     )
 
 
 class Mask:
-    """Hides secrets in what a server sent, also where JSON spells their characters as escapes."""
+    """Hides secrets in what an error says, also where JSON spells their characters as escapes."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._plain = [secret.encode() for secret in secrets]
@@ -77,7 +77,7 @@ class Mask:
         self._escaped = re.compile("|".join(spellings).encode()) if secrets else None
 
     def __call__(self, text: bytes) -> bytes:
-        """The text with [masked] in their place."""
+        """Return the text with [masked] in their place."""
         for secret in self._plain:
             if secret in text:
                 text = text.replace(secret, _MASKED)
@@ -86,30 +86,41 @@ class Mask:
         return text
 
     def text(self, text: str) -> str:
-        """The same for text that was decoded already."""
-        return self(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
+        """Return the same for text that was decoded already; lone surrogates become replacement characters."""
+        return self(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
 
 
 def _spellings(char: str) -> str:
-    """A pattern for a character: as it is, or escaped, also in JSON within JSON."""
+    """Return a pattern for a character: as it is, or escaped, also in JSON within JSON."""
     return rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))"
 
 
 def _split(url: str, source: str) -> SplitResult:
-    if "@" in url.partition("://")[2].partition("/")[0]:
+    if "@" in _AUTHORITY_END.split(url.partition("//")[2] or url)[0]:
         raise UsageError(f"{source}: no user or password in a URL; give -H 'Authorization: Basic $MY_SECRET'")
+    shown = "" if "@" in url else f" {url!r}"  # perhaps a password with a slash in it
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number
+        host = _check_host(parts.hostname or "")
     except ValueError as fault:
-        raise UsageError(f"{source} {url!r} is not a URL: {fault}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
-        raise UsageError(f"{source} {url!r} is not a URL like http://localhost:8000/v1")
+        why = f": {fault}" if shown else ""
+        raise UsageError(f"{source}{shown} is not a URL{why}") from None
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise UsageError(f"{source}{shown} is not a URL like http://localhost:8000/v1")
     return parts._replace(path=parts.path.rstrip("/"), fragment="")
 
 
+def _check_host(host: str) -> str:
+    """Return the host if a resolver would take it; raise ValueError otherwise."""
+    ascii_host = host if host.isascii() else host.encode("idna").decode()
+    if any(not 0 < len(label) < 64 for label in ascii_host.removesuffix(".").split(".")) and host:
+        raise ValueError(f"the host {host!r} has an empty or too long part between its dots")
+    return host
+
+
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine."""
+    """Return whether a host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -120,6 +131,8 @@ def _expand(typed: str, environ: Mapping[str, str], secrets: list[str]) -> tuple
     name, colon, value = typed.partition(":")
     if not colon or not _TOKEN.fullmatch(name):
         raise UsageError(f"-H {name!r}: a header looks like 'Name: value'")
+    if name.lower() in _FRAMING:
+        raise UsageError(f"-H {name}: llmfilter sets this header itself; leave it out")
 
     def look_up(match: re.Match[str]) -> str:
         variable = match[1] or match[2]
@@ -139,7 +152,7 @@ def _check_value(source: str, value: str) -> None:
 
 
 def _proxy(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
-    """The proxy that the environment names for a URL; a server on this machine is never behind one."""
+    """Return the proxy that the environment names for a URL; a server on this machine is never behind one."""
     if is_loopback(parts.hostname or "") or not any(name.lower().endswith("_proxy") for name in environ):
         return None
     from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
@@ -155,7 +168,7 @@ def _proxy(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
         raise UsageError(f"the environment names a {scheme} proxy for {parts.scheme}; only http proxies are known here")
     try:
         named = urlsplit(proxy)
-        is_whole = bool(named.hostname) and (named.port or 80) > 0
+        is_whole = bool(_check_host(named.hostname or "")) and (named.port or 80) > 0 and proxy.isprintable()
     except ValueError:
         is_whole = False
     if not is_whole:

@@ -176,7 +176,7 @@ class Flights:
         self._stats.billed_completion += completion.completion_tokens
         if completion.fault:
             raise completion.fault
-        return body, completion, self._checks.read(completion.content)
+        return body, completion, self._checks.parse(completion.content)
 
     def _land(self, flight: Flight, outcome: Answer | RowError, completion: Completion | None = None) -> bool:
         """Prints the outcome for each row of a flight; where there is no room, goes on when there is.

@@ -32,7 +32,7 @@ class Replay:
     """Makes output lines of what is stored, and counts them."""
 
     def __init__(self, checks: Checks, stats: Stats) -> None:
-        self._read = checks.read
+        self._read = checks.parse
         self._takes_any = checks.takes_any
         self._stats = stats
 

@@ -76,7 +76,7 @@ def judge(case: Case) -> str:
     if completion.fault:
         return describe(completion.fault) + tokens
     try:
-        text, value = Checks().read(completion.content)
+        text, value = Checks().parse(completion.content)
     except RowError as error:
         return describe(error) + tokens
     assert isinstance(value, dict)

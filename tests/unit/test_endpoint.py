@@ -1,6 +1,7 @@
 """endpoint: where requests go, with which headers, through which proxy."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -8,6 +9,11 @@ from llmfilter import __version__
 from llmfilter.endpoint import Endpoint, is_loopback, make_endpoint
 from llmfilter.errors import UsageError
 
+OURS = [
+    ("User-Agent", f"llmfilter/{__version__}"),
+    ("Content-Type", "application/json"),
+    ("Accept-Encoding", "identity"),
+]
 KEY = "sk-0123456789abcdef"
 
 
@@ -15,9 +21,14 @@ def make(url: str | None = None, *headers: str, needs_key: bool = True, **enviro
     return make_endpoint(url, headers, environ, needs_key)
 
 
+def headers_of(endpoint: Endpoint) -> dict[str, str]:
+    """Those beside the ones that each request has."""
+    return {name: value for name, value in endpoint.headers if (name, value) not in OURS}
+
+
 def complaint(url: str | None = None, *headers: str, **environ: str) -> str:
     with pytest.raises(UsageError) as caught:
-        make(url, *headers, **environ)
+        make_endpoint(url, headers, environ, needs_key=True)
     return str(caught.value)
 
 
@@ -83,6 +94,11 @@ def test_the_environment_names_the_server_unless_u_does() -> None:
         "http://h/v 1",
         "http://h/v1\n",
         "http://h/\x1b[31m",
+        "http://a..b/v1",
+        "http://.a/v1",
+        "http://a.b../v1",
+        "http://é..b/v1",
+        f"http://{'a' * 64}.b/v1",
     ],
 )
 def test_what_is_no_url_is_a_usage_error(url: str) -> None:
@@ -93,12 +109,29 @@ def test_what_is_no_url_is_a_usage_error(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:hunter22@h/v1", "http://hunter22@h/v1", "http://me:hunter22@h:x/v1", "ftp://me:hunter22@h"]
+    "url",
+    [
+        "http://me:hunter22@h/v1",
+        "http://hunter22@h/v1",
+        "http://me:hunter22@h:x/v1",
+        "ftp://me:hunter22@h",
+        "me:hunter22@h/v1",
+    ],
 )
 def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     message = complaint(url, OPENAI_API_KEY=KEY)
     assert "hunter22" not in message
     assert "-H" in message
+
+
+@pytest.mark.parametrize("url", ["//me:hunter22@h/v1", "me:hunt/er22@h/v1", "h:me/hunter22@h", "http://me:hunter22/@h"])
+def test_a_password_at_an_odd_place_is_not_repeated(url: str) -> None:
+    assert "er22" not in complaint(OPENAI_BASE_URL=url, OPENAI_API_KEY=KEY)
+
+
+def test_a_host_may_end_with_a_dot_and_a_path_hold_an_at() -> None:
+    url = "https://api.example.com./@me/v1"
+    assert make(url, OPENAI_API_KEY=KEY).models_url == f"{url}/models"
 
 
 # Keys and headers
@@ -126,8 +159,8 @@ def test_which_hosts_are_this_machine(host: str, expected: bool) -> None:
 
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:8000/v1"])
 def test_a_server_on_this_machine_needs_no_key_but_gets_one_that_is_there(url: str) -> None:
-    assert "Authorization" not in make(url).headers
-    assert make(url, OPENAI_API_KEY=KEY).headers["Authorization"] == f"Bearer {KEY}"
+    assert list(make(url).headers) == OURS
+    assert headers_of(make(url, OPENAI_API_KEY=KEY)) == {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.mark.parametrize("environ", [{}, {"OPENAI_API_KEY": ""}, {"OPENAI_API_KEY": " \n"}])
@@ -138,13 +171,13 @@ def test_another_server_needs_a_key(environ: dict[str, str]) -> None:
 
 
 def test_a_dry_run_needs_no_key() -> None:
-    assert make("https://api.example.com/v1", needs_key=False).headers == {"User-Agent": f"llmfilter/{__version__}"}
+    assert list(make("https://api.example.com/v1", needs_key=False).headers) == OURS
 
 
 @pytest.mark.parametrize("name", ["Authorization", "authorization", "API-Key", "api-key"])
 def test_a_header_that_authorizes_takes_the_keys_place(name: str) -> None:
-    headers = make("https://h", f"{name}: Basic $MINE", MINE="dXNlcjpwdw", OPENAI_API_KEY=KEY).headers
-    assert headers == {"User-Agent": f"llmfilter/{__version__}", name: "Basic dXNlcjpwdw"}
+    endpoint = make("https://h", f"{name}: Basic $MINE", MINE="dXNlcjpwdw", OPENAI_API_KEY=KEY)
+    assert headers_of(endpoint) == {name: "Basic dXNlcjpwdw"}
 
 
 @pytest.mark.parametrize(
@@ -162,12 +195,25 @@ def test_a_header_that_authorizes_takes_the_keys_place(name: str) -> None:
     ],
 )
 def test_headers_are_expanded_once(typed: str, name: str, value: str) -> None:
-    headers = make("http://localhost", typed, V="val$W", W="w", PADDED=" padded\n").headers
-    assert headers[name] == value
+    endpoint = make("http://localhost", typed, V="val$W", W="w", PADDED=" padded\n")
+    assert headers_of(endpoint) == {name: value}
 
 
-def test_a_header_replaces_the_one_that_is_built() -> None:
-    assert make("http://localhost", "User-Agent: mine").headers == {"User-Agent": "mine"}
+@pytest.mark.parametrize("own", OURS)
+@pytest.mark.parametrize("spell", [str, str.lower, str.upper])
+def test_a_header_replaces_the_one_that_is_built(own: tuple[str, str], spell: Callable[[str], str]) -> None:
+    name = spell(own[0])
+    assert {*make("http://localhost", f"{name}: mine").headers} == {*OURS, (name, "mine")} - {own}
+
+
+def test_headers_of_one_name_are_all_sent() -> None:
+    headers = make("http://localhost", "X-A: 1", "x-a: 2", "X-A: 1").headers
+    assert list(headers) == [*OURS, ("X-A", "1"), ("X-A", "2"), ("X-A", "1")]
+
+
+@pytest.mark.parametrize("typed", ["Content-Length:", "content-length: 5", "Transfer-Encoding: chunked"])
+def test_what_frames_a_request_is_not_the_users_to_set(typed: str) -> None:
+    assert "sets this header itself" in complaint("http://localhost", typed)
 
 
 @pytest.mark.parametrize("typed", ["X-A", ": b", "X A: b", "X-A : b", "Ä: b", "X\n: b", ""])
@@ -202,7 +248,15 @@ def test_what_came_from_the_environment_is_masked_if_it_is_long_enough() -> None
 
 def test_a_secret_is_masked_in_the_form_in_which_it_is_sent() -> None:
     endpoint = make("http://localhost", "X-A: $FROM_FILE", FROM_FILE="longsecret\n")
-    assert (endpoint.headers["X-A"], endpoint.mask(b"longsecret")) == ("longsecret", b"[masked]")
+    assert (headers_of(endpoint), endpoint.mask(b"longsecret")) == ({"X-A": "longsecret"}, b"[masked]")
+
+
+@pytest.mark.parametrize("text", ["bad \ud800", "\udc80\udfff", "\ud83d", f"\ud800{KEY}\udc80", ""])
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_a_mask_takes_any_text(text: str, key: str) -> None:
+    masked = make("http://localhost", OPENAI_API_KEY=key).mask.text(text)
+    masked.encode()
+    assert KEY not in masked or not key
 
 
 def test_an_endpoint_does_not_show_its_secrets() -> None:
@@ -250,6 +304,12 @@ def test_a_proxy_of_another_kind_is_named_without_its_password(name: str, monkey
     with pytest.raises(UsageError, match="socks5") as caught:
         make_endpoint("https://h/v1", [], os.environ, needs_key=False)
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["http://a..b:3128", "http://p:port", "http://", "http://p\udcff", "http://u:\udcff@p"])
+def test_a_proxy_that_is_no_url_is_a_usage_error(proxy: str) -> None:
+    message = complaint("https://h/v1", OPENAI_API_KEY=KEY, ALL_PROXY=proxy)
+    assert message == "the environment names a proxy for https that is not a URL like http://proxy:3128"
 
 
 def test_only_the_environment_handed_in_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_option(tmp_path: Path) -> 
 )
 def test_fields_are_names_between_commas(typed: str, kept: list[str]) -> None:
     checks = make_checks(make_parser().parse_args(["-f", typed]), None)
-    assert list(parse_json(checks.read('{"a":1,"b":2}')[0])) == kept
+    assert list(parse_json(checks.parse('{"a":1,"b":2}')[0])) == kept
 
 
 @pytest.mark.parametrize("typed", ["", ",", "a,", "a,,b", " "])

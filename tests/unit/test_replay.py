@@ -43,7 +43,7 @@ def test_it_is_the_line_of_the_first_time(
     record, body, stats = parse_json(raw), body_of(content, ascii_only), Stats()
     fresh = read_completion(body)
     try:
-        line = splice(raw, record, *checks.read(fresh.content))
+        line = splice(raw, record, *checks.parse(fresh.content))
     except RowError:
         line = None
     assert Replay(checks, stats).line(pack(body, fresh), raw, record) == line

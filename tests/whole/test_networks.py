@@ -14,7 +14,7 @@ from typing import Self
 
 import pytest
 from program import ASK, Program, Programs, rows
-from server import PATIENCE_S, Response, Server, echo
+from server import PATIENCE_S, Response, Server, completion, echo
 
 KEY = "sk-of-the-server-0123456789"
 NAME = "llm.test"  # no DNS knows it: only a proxy finds it
@@ -111,6 +111,15 @@ class Proxy(Relay):
             head = await reader.readuntil(HEAD)
             size = int(dict(parse_head(head)[1])["content-length"])
             client.write(head + await reader.readexactly(size))
+
+
+class Listener(Relay):
+    """A server that keeps the head of a request as it came."""
+
+    async def carry(self, client: Streams) -> None:
+        self.head = (await client[0].readuntil(HEAD)).decode()
+        client[1].write(completion({"n": 1}).encode())
+        await client[0].read()
 
 
 class NoTls(Relay):
@@ -439,3 +448,25 @@ def test_a_redirect_is_refused_and_its_target_named(program: Programs, server: S
     assert f"redirected to {target}" in run.errors[0]["message"]
     assert "-u" in run.errors[0]["message"]
     assert len(server.requests) == 1
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        (["user-agent: mine"], ["mine"]),
+        (["content-type: application/json; v=2"], ["application/json; v=2"]),
+        (["X-Tag: a", "x-tag: b"], ["a", "b"]),
+    ],
+)
+def test_a_typed_header_replaces_our_own_and_two_of_one_name_are_both_sent(
+    program: Programs, typed: list[str], sent: list[str]
+) -> None:
+    with Listener() as listener:
+        args = [each for header in typed for each in ("-H", header)]
+        check_answered(ask(program, f"http://127.0.0.1:{listener.port}/v1", *args, count=1), count=1)
+    name = typed[0].partition(":")[0].lower()
+    lines = [line.partition(":") for line in listener.head.split("\r\n")]
+    assert [value.strip() for key, _, value in lines if key.lower() == name] == sent

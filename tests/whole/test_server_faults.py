@@ -98,6 +98,15 @@ def test_a_wrong_content_type_does_not_matter(server: Server, program: Programs)
     assert program.run(*ASK, input=rows([1])).lines == [b'{"id":1,"answer":1}']
 
 
+def test_an_answer_with_a_key_twice_is_printed_with_the_last_one_live_and_replayed(
+    server: Server, program: Programs
+) -> None:
+    server.answer = lambda request: completion('{"label":"ham","n":1,"label":"spam"}')
+    for _ in range(2):
+        assert program.run(*ASK, input=rows([1])).lines == [b'{"id":1,"label":"spam","n":1}']
+    assert len(server.requests) == 1
+
+
 def test_an_endless_body_is_bounded(server: Server, program: Programs) -> None:
     server.answer = lambda request: GOOD if request.prompt == "first" else endless()
     run = program.run(*ASK, "-j", "1", input=rows(["first", 1]))

@@ -9,7 +9,6 @@ aiohttp whose inside is not known (`is_known`) requests go the session's way.
 
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakSet
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -46,6 +45,11 @@ def is_unanswered(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
+def _is_used(protocol: ResponseHandler | None) -> bool:
+    """Return whether a connection has had a request: only then is there a parser for its response."""
+    return protocol is not None and protocol._parser is not None
+
+
 def is_known() -> bool:
     """Return whether aiohttp's inside is as `Quick` knows it, as far as that can be seen without a server."""
     return _MINOR in _KNOWN
@@ -60,7 +64,6 @@ class Quick:
         self._session = session
         self._connector = session.connector
         self._loop = self._connector._loop
-        self._used: WeakSet[ResponseHandler] = WeakSet()
         self._request = aiohttp.ClientRequest(
             "POST",
             url,
@@ -77,14 +80,17 @@ class Quick:
 
     def _try_out(self) -> None:
         protocol = ResponseHandler(self._loop)
+        was_used = _is_used(protocol)
         protocol.set_response_params(**_PARSER_PARAMS)
+        if was_used or not _is_used(protocol):
+            raise TypeError("a used connection does not look like one")
         _ = protocol.should_close, protocol.transport, protocol.abort
         self._make_response()
 
     async def post(self, body: bytes) -> aiohttp.ClientResponse:
         """Send a body; return once the response's head is there. Raise Stale, and what aiohttp and sockets raise."""
         connection = await self._connect()
-        is_used = connection.protocol in self._used
+        is_used = _is_used(connection.protocol)
         try:
             response = self._send(connection, body)
             return await response.start(connection)
@@ -101,7 +107,7 @@ class Quick:
             connection = await self._connector.connect(self._request, traces=[], timeout=self._session.timeout)
             protocol = connection.protocol
             # What came while it was idle would be taken for the answer to the next request.
-            if protocol is None or protocol not in self._used or not protocol.should_close:
+            if protocol is None or not protocol.should_close or not _is_used(protocol):
                 return connection
             connection.close()
 
@@ -109,7 +115,6 @@ class Quick:
         protocol = connection.protocol
         if protocol is None or protocol.transport is None:
             raise aiohttp.ServerDisconnectedError
-        self._used.add(protocol)
         protocol.set_response_params(**_PARSER_PARAMS)
         protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
         return self._make_response()

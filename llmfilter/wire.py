@@ -57,7 +57,7 @@ class Wire:
         self._timeout_s = timeout_s
         self._deadlines = Deadlines(timeout_s)
         self._session = _open_session()
-        self._fresh = _open_session(force_close=True)
+        self._fresh: aiohttp.ClientSession | None = None  # each of its requests opens a connection of its own
         self._quick = self._make_quick() if not self._proxy else None
 
     def _make_quick(self) -> quick.Quick | None:
@@ -79,7 +79,8 @@ class Wire:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self._session.close()
-                await self._fresh.close()
+                if self._fresh:
+                    await self._fresh.close()
 
     async def post(self, body: bytes) -> Reply:
         """Send a chat request and return the reply; raise Retryable (`network`, `timeout`, `server`),
@@ -117,6 +118,7 @@ class Wire:
                 return await self._quick.post(body)
             return await self._request(self._session, body)
         except quick.Stale:
+            self._fresh = self._fresh or _open_session(force_close=True)
             return await self._request(self._fresh, body)
 
     async def _request(self, session: aiohttp.ClientSession, body: bytes | None) -> aiohttp.ClientResponse:

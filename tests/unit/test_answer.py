@@ -310,7 +310,8 @@ def test_of_a_key_that_comes_twice_the_last_value_counts(content: str, text: byt
 def test_each_key_of_an_answer_comes_once(pairs: list[tuple[str, str]]) -> None:
     content = "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in pairs) + "}"
     text, value = extract(content)
-    assert [key for key, _ in json.loads(text, object_pairs_hook=list, parse_int=str)] == list(value) == list(dict(pairs))
+    keys = [key for key, _ in json.loads(text, object_pairs_hook=list, parse_int=str)]
+    assert keys == list(value) == list(dict(pairs))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_an_inside_that_has_changed_goes_the_sessions_way(name: str, monkeypatch
     assert not is_quick()
 
 
-@pytest.mark.parametrize("attribute", ["abort", "should_close", "transport"])
+@pytest.mark.parametrize("attribute", ["abort", "should_close", "transport", "_parser"])
 def test_an_attribute_that_is_gone_goes_the_sessions_way(attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Changed(quick.ResponseHandler):  # type: ignore[name-defined, misc]
         def __getattribute__(self, name: str) -> object:

@@ -50,7 +50,7 @@ def make_words(rng: random.Random) -> Any:
     ]
     if rng.random() < 0.8:
         return "".join(rng.choices(pieces, k=rng.randrange(6)))
-    odd: list[Any] = [None, True, 0, -1, 1e308, 10**30, [], {}, [[]], [None, {"msg": KEY}], {"message": [KEY]}, [1] * 99]
+    odd: list[Any] = [None, True, -1, 1e308, 10**30, [], {}, [[]], [None, {"msg": KEY}], {"message": [KEY]}, [1] * 99]
     return rng.choice(odd)
 
 

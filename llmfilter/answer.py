@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from llmfilter.errors import RowError
-from llmfilter.record import dump_text, join, members, object_end, one_line, parse_json
+from llmfilter.errors import RowError, printable
+from llmfilter.record import drop_repeated, dump_text, join, members, object_end, one_line, parse_json
 
 if TYPE_CHECKING:
     from llmfilter.schema import Schema
 
 _THINK, _THINK_END = "<think>", "</think>"
 _FAULTS_MOST = 5
+_KEYS_MOST = 100  # of an answer, that are compared with one that is missing
 _STEPS_MOST = 10_000_000  # characters read in search of an object: keeps hostile text from costing n²
 
 
@@ -50,7 +51,7 @@ class Checks:
     def parse(self, content: str) -> Answer:
         """Return the answer in a content; raise RowError (`unparsable`, `invalid`)."""
         if self._is_text:
-            return _under("answer" if self._key is None else self._key, dump_text(read_text(content)))
+            return _under("answer" if self._key is None else self._key, dump_text(parse_text(content)))
         text, value = extract(content)
         if self.takes_any:
             return text, value
@@ -72,11 +73,19 @@ class Checks:
             return None
 
     def _check(self, value: dict[str, Any], content: str) -> None:
-        faults = [f"the key {name!r} is missing" for name in self._fields if name not in value]
+        faults = [_missing(name, value) for name in self._fields if name not in value]
         if self._schema:
             faults += self._schema.faults(value)
         if faults:
             raise RowError("invalid", "; ".join(faults[:_FAULTS_MOST]), raw=content)
+
+
+def _missing(name: str, value: Mapping[str, Any]) -> str:
+    from difflib import get_close_matches  # only where a key is missing
+
+    close = get_close_matches(name, list(value)[:_KEYS_MOST], 1)
+    hint = f"; did you mean {printable(close[0])!r}?" if close else ""
+    return f"the key {name!r} is missing{hint}"
 
 
 def _under(key: str, text: bytes) -> Answer:
@@ -84,7 +93,9 @@ def _under(key: str, text: bytes) -> Answer:
 
 
 def extract(content: str) -> tuple[bytes, dict[str, Any]]:
-    """The one JSON object in a content, in one line and parsed; raises RowError(`unparsable`).
+    """Return the one JSON object in a content, in one line and parsed; raise RowError(`unparsable`).
+
+    Of a key that comes twice the last value counts.
 
     Tried in this order: the whole; without a leading think block; from the first `{` to the last
     `}`, unless a `[` before or a `]` after it says that the object is only part of the answer.
@@ -94,7 +105,7 @@ def extract(content: str) -> tuple[bytes, dict[str, Any]]:
     except orjson.JSONDecodeError:
         return _search(content)
     if isinstance(value, dict):
-        return one_line(content), value
+        return one_line(drop_repeated(content, value)), value
     raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
 
 
@@ -107,7 +118,7 @@ def _search(content: str) -> tuple[bytes, dict[str, Any]]:
             fault = str(error)
             continue
         if isinstance(value, dict):
-            return one_line(text), value
+            return one_line(drop_repeated(text, value)), value
         raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
     raise RowError("unparsable", f"the answer is not one JSON object: {fault}", raw=content)
 
@@ -125,7 +136,7 @@ def _readings(content: str) -> Iterator[str]:
 
 
 def drop_think(text: str) -> str:
-    """Without a leading think block, also one whose opening tag the server's template swallowed."""
+    """Return a text without a leading think block, also one whose opening tag the server's template swallowed."""
     head, end_tag, rest = text.partition(_THINK_END)
     if end_tag and (head.lstrip().startswith(_THINK) or not _is_in_object(text, len(head))):
         return rest
@@ -133,14 +144,14 @@ def drop_think(text: str) -> str:
 
 
 def _is_in_object(text: str, at: int) -> bool:
-    """Whether an object that starts before `at` ends behind it: what stands there is its data."""
+    """Return whether an object that starts before `at` ends behind it: what stands there is its data."""
     starts_most = _STEPS_MOST // len(text) + 1
     starts = [match.start() for match in islice(re.finditer("{", text[:at]), starts_most + 1)]
     return len(starts) > starts_most or any(object_end(text, start) > at for start in starts)
 
 
-def read_text(content: str) -> str:
-    """A plain-text answer without its think block; RowError(`unparsable`) if nothing else is there."""
+def parse_text(content: str) -> str:
+    """Return a plain-text answer without its think block; raise RowError(`unparsable`) if nothing else is there."""
     head, end_tag, rest = content.partition(_THINK_END)
     opened = head.lstrip().startswith(_THINK)
     if end_tag and (opened or rest.startswith(("\n", "\r"))):

@@ -31,7 +31,7 @@ class Breaker:
             raise RunError(f"the server can't be reached: {fault.message}: check -u (or $OPENAI_BASE_URL)")
         if isinstance(fault, faults.ModelMissing):
             raise RunError(f"the server has no such model ({fault.message}): check -m and -u")
-        if fault.status in faults.REFUSALS:
+        if fault.status in faults.REJECTIONS:
             self._rejected += 1
             if self._rejected >= REJECTED_MOST:
                 raise RunError(f"the server refused the first {REJECTED_MOST} rows, the last with {fault.message}")

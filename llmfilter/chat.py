@@ -1,7 +1,7 @@
 """One request to a chat server: sent when its limits allow it, and what came back classified.
 
-Whatever a server says in an error passes `_clean` before anything of ours sees it: secrets masked,
-fit for one line. An answer is never altered.
+Whatever a server says in an error passes `clean` before it is printed: secrets masked, fit for one
+line. An answer is never altered, also where it is shown to the model again.
 """
 
 import asyncio
@@ -68,10 +68,10 @@ class Chat:
         sender.attempts += 1
         self.at_server += 1
         try:
-            completion = parse_completion(self._body(await self._wire.post(body)))
+            completion = self._completion(await self._wire.post(body))
         except (RowError, RunError) as fault:
             self._adapt(fault, sent_at)
-            raise self._clean(fault) from None
+            raise self.clean(fault) from None
         finally:
             self.at_server -= 1
         self._pace.accept(sent_at)
@@ -86,7 +86,7 @@ class Chat:
             document = parse_json(self._body(await self._wire.get_models()))
             return [model["id"] for model in document["data"]]
         except (RowError, RunError) as fault:
-            raise self._clean(fault) from None
+            raise self.clean(fault) from None
         except (ValueError, TypeError, LookupError):
             raise RowError("server", "it sent no list of models") from None
 
@@ -99,10 +99,10 @@ class Chat:
         raise Abandoned
 
     def _adapt(self, fault: RowError | RunError, sent_at: float) -> None:
-        if isinstance(fault, Faulty) and (end := faults.read_hidden_error(fault.document)):
-            raise self._clean(end)
+        if isinstance(fault, Faulty) and (end := faults.classify_hidden(fault.document)):
+            raise self.clean(end)
         if isinstance(fault, Retryable):
-            if fault.is_limit:
+            if fault.is_refusal:
                 self._wait_out(fault, sent_at)
             elif (fault.after_s or 0) > LIMIT_S:
                 fault.after_s = None  # a fault is not waited out for so long
@@ -115,7 +115,7 @@ class Chat:
         now = asyncio.get_running_loop().time()
         if self._limited_since is None:
             self._limited_since = now
-        message = self._clean(fault).message
+        message = self.clean(fault).message
         if (fault.after_s or 0) > LIMIT_S:
             raise RunError(
                 f"the server asks to wait {fault.after_s:.0f} s ({message}): give the same command again after that"
@@ -126,8 +126,8 @@ class Chat:
                 "give the same command again later"
             )
 
-    def _clean(self, fault: Fault) -> Fault:
-        """Return an error without secrets and without what a terminal would obey."""
+    def clean(self, fault: Fault) -> Fault:
+        """Return an error without secrets, as short as a line of ours may be, and without what a terminal obeys."""
         fault.message = printable(self._mask.text(fault.message), MESSAGE_CHARS_MOST)
         if isinstance(fault, RowError) and fault.raw is not None:
             fault.raw = self._mask.text(fault.raw)
@@ -136,6 +136,13 @@ class Chat:
     def _body(self, reply: Reply) -> bytes:
         """Return the body of an answer with status 200; raise what another status means."""
         if reply.status != 200:
-            headers = {name.lower(): value for name, value in reply.headers.items()}
-            raise faults.read_error(reply.status, headers, reply.body)
+            headers = {name.lower(): self._mask.text(value) for name, value in reply.headers.items()}
+            raise faults.classify(reply.status, headers, self._mask(reply.body))
         return reply.body
+
+    def _completion(self, reply: Reply) -> Completion:
+        body = self._body(reply)
+        try:
+            return parse_completion(body)
+        except Faulty:  # an error, which is masked before anything is cut off it
+            return parse_completion(self._mask(body))

@@ -13,7 +13,7 @@ import orjson
 
 from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
-from llmfilter.record import dump_text, parse_json
+from llmfilter.record import drop_repeated, dump_text, parse_json
 
 # Format version; where the keys end that follow; where the content's JSON string starts and ends (both
 # 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content is
@@ -92,7 +92,7 @@ def _fault(reason: Any, message: dict[str, Any], content: str, body: bytes) -> R
         return RowError("filtered", "the server's content filter withheld the answer", raw=content)
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal:
-        return RowError("refused", printable(refusal), raw=refusal)
+        return RowError("refused", printable(refusal, len(refusal)), raw=refusal)
     if content and not content.isspace():
         return None
     if message.get("tool_calls"):
@@ -134,8 +134,11 @@ def _keys(content: str) -> bytes:
     if not (content.startswith("{") and content.endswith("}")) or "\n" in content or "\r" in content:
         return b""
     try:
-        keys = orjson.dumps(list(orjson.loads(content)))
+        value = orjson.loads(content)
+        keys = orjson.dumps(list(value))
     except orjson.JSONDecodeError:
+        return b""
+    if drop_repeated(content, value) is not content:
         return b""
     return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
 

@@ -50,7 +50,7 @@ class Conversation:
                 self._breaker.succeed()
                 return completion, self._parse(completion)
             except Retryable as fault:
-                failures += not fault.is_limit
+                failures += not fault.is_refusal
                 if failures > self._job.retries:
                     self._breaker.reject(fault)
                     raise
@@ -58,7 +58,7 @@ class Conversation:
             except RowError as fault:
                 if not reasks_left or fault.kind not in _REASKED or self._chat.draining.is_set():
                     self._breaker.reject(fault)
-                    raise
+                    raise self._chat.clean(fault) from None
                 body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
                 continue
             await self._back_off(request, wait_s)

@@ -15,22 +15,22 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, task: asyncio.Task[Any]) -> None:
-        """From now on the task's time runs."""
+        """Start the task's time."""
         self._due[task] = self._loop.time() + self._timeout_s
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._sweep)
 
     def end(self, task: asyncio.Task[Any]) -> None:
-        """The task was in time, or has noticed that it wasn't."""
+        """Forget the task: it was in time, or has noticed that it wasn't."""
         self._due.pop(task, None)
         self._over.discard(task)
 
     def is_over(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the task was cancelled by its deadline."""
+        """Return whether the task was cancelled by its deadline."""
         return task in self._over
 
     def close(self) -> None:
-        """Stops the timer."""
+        """Stop the timer."""
         if self._timer:
             self._timer.cancel()
 

@@ -2,12 +2,13 @@
 
 import re
 
-# What a terminal would obey: C0, DEL and C1 (ECMA-48).
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+# What a terminal would obey (C0, DEL and C1: ECMA-48), or take for a line's end.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one alone, UTF-8 may not
 
 
 class UsageError(Exception):
-    """Wrong usage or configuration: nothing was sent; mend it and start again (exit status 2)."""
+    """Wrong usage or configuration: nothing was sent (exit status 2)."""
 
 
 class RunError(Exception):
@@ -22,7 +23,7 @@ class RunError(Exception):
 
 
 class RowError(Exception):
-    """One row is given up; the others go on.
+    """One row fails; the others go on.
 
     kind: the KIND of its error line; status: the HTTP status, where there was one;
     raw: the model's answer as far as there was one, so that what was paid for is not lost.
@@ -39,12 +40,12 @@ class RowError(Exception):
 class Retryable(RowError):
     """The same request may succeed later.
 
-    after_s: how long the server asks to wait; is_limit: a rate limit or a loading model, which is
-    waited out and uses up no attempt.
+    after_s: how long the server asks to wait; is_refusal: the server has no room now (a rate limit, a
+    full queue, a model that loads), which uses up no attempt. Otherwise it is a fault.
     """
 
     after_s: float | None = None
-    is_limit = False
+    is_refusal = False
 
 
 class Abandoned(Exception):
@@ -61,6 +62,7 @@ def describe_bug(bug: BaseException) -> str:
 
 
 def printable(text: str, most: int = 500) -> str:
-    """Foreign text fit for a line on a terminal: no control characters, at most `most` characters."""
-    text = _CONTROL.sub(" ", text).strip()
+    """Return foreign text fit for one line on a terminal, encodable as UTF-8 and of at most `most` characters."""
+    text = text[: 20 * most]  # what comes behind is not looked at
+    text = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -13,18 +13,26 @@ from llmfilter.record import parse_json
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
-_RETRIED = {408, 409, 429}  # and 5xx
+# "No room now": too many requests, a full queue or a model that loads, overloaded (Anthropic), no capacity (Groq).
+_REFUSALS = {429, 503, 529, 498}
+_RETRIED = {408, 409, *_REFUSALS}  # and 5xx
 _NO_CREDIT = "insufficient_quota"
 # What a server says about every request alike, as long as none has succeeded.
-REFUSALS = {400, 403, 404, 422}
+REJECTIONS = {400, 403, 404, 422}
+_ADVICE = {
+    401: "check $OPENAI_API_KEY (or the -H that authorizes)",
+    402: "no credit is left: top up, then give the same command again",
+    407: "check the user and password in $HTTPS_PROXY or $HTTP_PROXY",
+}
+_LIST_MOST = 20  # of what a server lists as wrong
 
 
 class ModelMissing(RowError):
     """The server has no model of this name."""
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes) -> RowError | RunError:
-    """What an answer with a status other than 200 means: RunError, Retryable or RowError.
+def classify(status: int, headers: Mapping[str, str], body: bytes) -> RowError | RunError:
+    """Return what an answer with a status other than 200 means: RunError, Retryable or RowError.
 
     headers: their names in lower case, or any case where the mapping doesn't mind.
     """
@@ -33,43 +41,56 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> RowError
     message = f"HTTP {status}: {words}" if words else f"HTTP {status}"
     codes = error_codes(document)
     if status in (401, 402) or _NO_CREDIT in codes:
-        return RunError(f"the server refuses all requests ({message}): {_MEND.get(status, _MEND[402])}")
+        return _end("the server", message, _ADVICE[401 if status == 401 else 402])
     if status == 407:
-        return RunError(
-            f"the proxy refuses all requests ({message}): check the password in $HTTPS_PROXY or $HTTP_PROXY"
-        )
+        return _end("the proxy", message, _ADVICE[407])
     if 300 <= status < 400:
         where = printable(headers.get("location", "elsewhere"))
         return RowError("http", f"HTTP {status}: redirected to {where}: give the final URL with -u", status=status)
-    verdict = headers.get("x-should-retry")
-    if verdict == "true" or (verdict != "false" and (status in _RETRIED or status >= 500)):
+    if _is_retried(status, headers):
         fault = Retryable("http", message, status=status)
         fault.after_s = retry_after_s(headers)
-        is_waiting = fault.after_s is not None or "unavailable_error" in codes
-        fault.is_limit = status == 429 or (status == 503 and is_waiting)
+        fault.is_refusal = status in _REFUSALS or fault.after_s is not None
         return fault
     if "content_filter" in codes:
         return RowError("filtered", message, status=status)
-    if status == 400 and "temperature" in words:
-        message += "; without it: -o temperature=null"
     if "model_not_found" in codes:
         return ModelMissing("http", message, status=status)
-    if status == 404 and not error_codes(document):
-        message += "; is the base URL complete (many servers want /v1 in it)?"
-    return RowError("http", message, status=status)
+    return RowError("http", message + _hint(status, words, codes), status=status)
 
 
-_MEND = {
-    401: "check $OPENAI_API_KEY (or the -H that authorizes)",
-    402: "no credit is left: top up, then give the same command again",
-}
-
-
-def read_hidden_error(document: Any) -> RunError | None:
-    """What an error object sent with status 200 means for the run; None if only its row is concerned."""
+def classify_hidden(document: Any) -> RunError | None:
+    """Return what an error object sent with status 200 means for the run; None if only its row is concerned."""
     if _NO_CREDIT in error_codes(document):
-        return RunError(f"the server refuses all requests ({server_words(document, b'')}): {_MEND[402]}")
+        return _end("the server", server_words(document, b""), _ADVICE[402])
     return None
+
+
+def classify_proxy(status: int, reason: str) -> Retryable | RunError:
+    """Return what a proxy means that does not open a tunnel; reason: its words beside the status."""
+    message = printable(f"HTTP {status} {reason}")
+    if status in (401, 407):
+        return _end("the proxy", message, _ADVICE[407])
+    return Retryable("network", f"the proxy does not connect to the server: {message}")
+
+
+def _end(who: str, message: str, advice: str) -> RunError:
+    return RunError(f"{who} refuses all requests ({message}): {advice}")
+
+
+def _is_retried(status: int, headers: Mapping[str, str]) -> bool:
+    verdict = headers.get("x-should-retry")
+    if verdict in ("true", "false"):
+        return verdict == "true"
+    return status in _RETRIED or status >= 500 or (status >= 400 and retry_after_s(headers) is not None)
+
+
+def _hint(status: int, words: str, codes: set[str]) -> str:
+    if status == 400 and "temperature" in words:
+        return "; without it: -o temperature=null"
+    if status == 404 and not codes:
+        return "; is the base URL complete (many servers want /v1 in it)?"
+    return ""
 
 
 def _parse(body: bytes) -> Any:
@@ -80,7 +101,7 @@ def _parse(body: bytes) -> Any:
 
 
 def error_codes(document: Any) -> set[str]:
-    """The `type` and `code` of an error, as text, wherever its server puts them."""
+    """Return the `type` and `code` of an error, as text, wherever its server puts them."""
     found = set()
     for place in _places(document):
         for key in ("type", "code"):
@@ -101,22 +122,32 @@ def _places(document: Any) -> list[dict[str, Any]]:
 
 
 def server_words(document: Any, body: bytes) -> str:
-    """What a server says in an error, whichever shape it comes in; fit for one line."""
+    """Return what a server says in an error, whichever shape it comes in; fit for one line."""
     for place in _places(document):
         for key in ("message", "detail", "error"):
             words = place.get(key)
             if isinstance(words, list):  # FastAPI: [{"loc": …, "msg": …}]
+                words = words[:_LIST_MOST]
                 words = "; ".join(str(each.get("msg", each) if isinstance(each, dict) else each) for each in words)
             if isinstance(words, str) and words.strip():
                 return printable(words)
-    text = body[:10_000].decode("utf-8", "replace")
+    return printable(_page_words(body[:10_000].decode("utf-8", "replace")), 200)
+
+
+def _page_words(text: str) -> str:
+    """Return the title of a page in HTML, else its text without tags; other text as it is."""
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-    return printable(title[1] if title else text, 200)
+    if not title and not re.match(r"\s*<(!|html|head|body|h1|center|p|div)\b", text, re.IGNORECASE):
+        return text
+    from html import unescape  # hardly ever needed
+
+    words = title[1] if title else re.sub(r"(?is)<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>?", " ", text)
+    return " ".join(unescape(words).split())
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How long a server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as a date,
-    which counts from the response's own `Date`; None if it doesn't say."""
+    """Return how many seconds a server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as a
+    date, which counts from the response's own `Date`; None if it doesn't say."""
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             wait_s = float(headers[name]) * unit_s
@@ -137,10 +168,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def wait_s(after_s: float | None, failures: int, jitter: float) -> float:
-    """How long to wait before the same request is sent again.
+    """Return how many seconds to wait before the same request is sent again.
 
     after_s: what the server asked for, or None; failures: how many there were, from 1 on; jitter: in
-    [0, 1), spreads the requests, lest they all come back at once.
+    [0, 1), spreads the requests, so that they do not all come back at once.
     """
     if after_s is not None:
         return after_s * (1 + jitter / 4)

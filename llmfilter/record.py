@@ -124,6 +124,21 @@ def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
     return found
 
 
+def drop_repeated(text: str, value: Mapping[str, Any]) -> str:
+    """Return a JSON object without the members whose key comes again later; value: the same, parsed."""
+    # As it nearly always is, and without a look at each member: a dropped one's colon is missing in `value`.
+    colons = text.count(":")
+    try:
+        if colons == len(value) or ("\\u003" not in text and colons == orjson.dumps(value).count(b":")):
+            return text
+    except TypeError:
+        pass  # it holds what orjson can't write
+    found = members(text.encode("utf-8", "backslashreplace"))
+    if len(found) == len(value):
+        return text
+    return join(list({part[0]: part for part in found}.values())).decode()
+
+
 def object_end(source: str, start: int) -> int:
     """Return where the JSON value that starts at `start` ends, or -1 if none does."""
     try:

@@ -1,15 +1,14 @@
 """One exchange with the server over a pooled aiohttp session: a request out, a bounded answer in.
 
-Only this module knows aiohttp. A session builds each request's URL, headers, cookies, body and timers
-anew and sends the body from a task of its own: more than half of the time that a small request
-takes. All requests of a run are alike but for their body, so here the head is encoded once and goes
-to a pooled connection of the session together with the body, in one write. What that needs to know
-of aiohttp's inside is in `_Quick` only, and the reason why pyproject.toml names the versions of
-aiohttp so narrowly. Through a proxy requests go the usual way.
+Only this module and `quick` know aiohttp. Directly requests go the quick way, through a proxy the session's.
+A connection that was kept may have been closed by the server meanwhile: if it breaks before a byte of the
+answer came, the request is sent again at once, once, on a connection of its own.
 """
 
 import asyncio
 import contextlib
+import os
+import re
 import ssl
 import zlib
 from collections.abc import Mapping
@@ -17,30 +16,28 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import aiohttp
-from aiohttp.connector import Connection
-from aiohttp.helpers import TimerNoop
 from multidict import CIMultiDict
 from yarl import URL
 
-from llmfilter import faults
+from llmfilter import faults, quick
 from llmfilter.completion import Faulty
 from llmfilter.deadlines import Deadlines
 from llmfilter.endpoint import Endpoint
-from llmfilter.errors import Retryable, printable
+from llmfilter.errors import Retryable, RowError, RunError, printable
 
 BODY_BYTES_MAX = 16 << 20  # of an answer, also when unpacked
+ERROR_BYTES_MAX = 64 << 10  # of an error: what comes behind is not read
 CONNECT_S = 30.0
 CLOSE_S = 1.0
-_LINE_BYTES_MAX = 8190  # of a response's head: aiohttp's own limits
-_HEADERS_MAX = 128
-_BUFFER_BYTES = 1 << 16
-_TIMER = TimerNoop()
-# When the response object is made, nothing is left to be written; it only asks how much it was.
-_WRITTEN: Any = SimpleNamespace(output_size=0)
+# What OpenSSL finds in an answer that is no TLS, depending on its version.
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
+# X509_V_ERR_*, from OpenSSL's x509_vfy.h.
+_UNKNOWN_AUTHORITY = {2, 18, 19, 20, 21}
+_OTHER_NAME = {62, 64}
 
 
 class Reply(NamedTuple):
-    """What came back: status, headers (names in any case), body."""
+    """What came back: status, headers (names in any case), body; of an error the beginning of its body."""
 
     status: int
     headers: Mapping[str, str]
@@ -59,29 +56,39 @@ class Wire:
         self._headers = CIMultiDict(endpoint.headers)
         self._timeout_s = timeout_s
         self._deadlines = Deadlines(timeout_s)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # One timer for all exchanges instead of one each: see Deadlines.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            auto_decompress=False,
-        )
-        self._quick = None if self._proxy else _Quick(self._session, self._url, self._headers)
+        self._session = _open_session()
+        self._fresh: aiohttp.ClientSession | None = None  # each of its requests opens a connection of its own
+        self._quick = self._make_quick() if not self._proxy else None
+
+    def _make_quick(self) -> quick.Quick | None:
+        if not quick.is_known():
+            return None
+        try:
+            return quick.Quick(self._session, self._url, self._headers)
+        except (TypeError, AttributeError):
+            return None
+
+    @property
+    def is_quick(self) -> bool:
+        """Return whether chat requests go the quick way."""
+        return self._quick is not None
 
     async def close(self) -> None:
-        """Closes the connections; one whose other side reads nothing more is left to the system."""
+        """Close the connections; leave one whose other side reads nothing more to the system."""
         self._deadlines.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self._session.close()
+                if self._fresh:
+                    await self._fresh.close()
 
     async def post(self, body: bytes) -> Reply:
-        """Sends a chat request; raises Retryable (`network`, `timeout`), Faulty (`server`),
-        or what a proxy's refusal means."""
+        """Send a chat request and return the reply; raise Retryable (`network`, `timeout`, `server`),
+        RowError (`server`: too large) or RunError."""
         return await self._exchange(body)
 
     async def get_models(self) -> Reply:
-        """Asks for the list of models; raises as `post` does."""
+        """Ask for the list of models; raise as `post` does."""
         return await self._exchange(None)
 
     async def _exchange(self, body: bytes | None) -> Reply:
@@ -91,7 +98,7 @@ class Wire:
         try:
             response = await self._send(body)
             try:
-                return Reply(response.status, response.headers, await _read_bounded(response))
+                return Reply(response.status, response.headers, await _read_body(response))
             except BaseException:
                 response.close()
                 raise
@@ -100,128 +107,125 @@ class Wire:
                 raise
             task.uncancel()
             raise Retryable("timeout", f"no answer within {self._timeout_s:g} s (--timeout)") from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise faults.read_error(error.status, {}, b"") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise Retryable("network", _describe(error)) from None
+            raise _translate(error) from None
         finally:
             self._deadlines.end(task)
 
     async def _send(self, body: bytes | None) -> aiohttp.ClientResponse:
-        if self._quick and body is not None:
-            return await self._quick.post(body)
-        method, url = ("POST", self._url) if body is not None else ("GET", self._models_url)
-        return await self._session.request(
-            method, url, data=body, headers=self._headers, proxy=self._proxy, allow_redirects=False
-        )
-
-
-class _Quick:
-    """POSTs bytes to one URL over a session's connections."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: URL, headers: Mapping[str, str]) -> None:
-        assert session.connector is not None  # the session is open
-        self._session = session
-        self._connector = session.connector
-        self._loop = self._connector._loop
-        self._request = aiohttp.ClientRequest(
-            "POST",
-            url,
-            headers=CIMultiDict(headers),
-            loop=self._loop,
-            session=session,
-            response_class=aiohttp.ClientResponse,
-        )
-        self._request.headers.popall("Content-Length", None)
-        lines = [f"{name}: {value}\r\n" for name, value in self._request.headers.items()]
-        self._head = f"POST {url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
-        self._info = self._request.request_info
-
-    async def post(self, body: bytes) -> aiohttp.ClientResponse:
-        """Sends a body; returns once the response's head is there. Raises what aiohttp and sockets raise."""
-        connection = await self._connect()
         try:
-            response = self._send(connection, body)
-            return await response.start(connection)
-        except BaseException:
-            if connection.protocol is not None:
-                connection.protocol.abort()  # a close would first send what nobody takes
-            connection.close()
+            if self._quick and body is not None:
+                return await self._quick.post(body)
+            return await self._request(self._session, body)
+        except quick.Stale:
+            self._fresh = self._fresh or _open_session(force_close=True)
+            return await self._request(self._fresh, body)
+
+    async def _request(self, session: aiohttp.ClientSession, body: bytes | None) -> aiohttp.ClientResponse:
+        """Send a request the session's way; return once the response's head is there."""
+        method, url = ("POST", self._url) if body is not None else ("GET", self._models_url)
+        connection = SimpleNamespace(is_used=False)
+        try:
+            return await session.request(
+                method,
+                url,
+                data=body,
+                headers=self._headers,
+                proxy=self._proxy,
+                allow_redirects=False,
+                trace_request_ctx=connection,
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            if connection.is_used and quick.is_unanswered(error):
+                raise quick.Stale from None
             raise
 
-    async def _connect(self) -> Connection:
-        while True:
-            connection = await self._connector.connect(self._request, traces=[], timeout=self._session.timeout)
-            # What came while it was idle would be taken for the answer to the next request.
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            connection.close()
 
-    def _send(self, connection: Connection, body: bytes) -> aiohttp.ClientResponse:
-        protocol = connection.protocol
-        assert protocol is not None and protocol.transport is not None  # it is connected
-        protocol.set_response_params(
-            timer=_TIMER,
-            auto_decompress=False,
-            read_until_eof=True,
-            read_bufsize=_BUFFER_BYTES,
-            max_line_size=_LINE_BYTES_MAX,
-            max_field_size=_LINE_BYTES_MAX,
-            max_headers=_HEADERS_MAX,
-        )
-        protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        return aiohttp.ClientResponse(
-            "POST",
-            self._request.url,
-            writer=None,
-            continue100=None,
-            timer=_TIMER,
-            request_info=self._info,
-            traces=[],
-            loop=self._loop,
-            session=self._session,
-            stream_writer=_WRITTEN,
-        )
+def _open_session(force_close: bool = False) -> aiohttp.ClientSession:
+    """Return a session; force_close: each request gets a connection of its own."""
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_use)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, force_close=force_close),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # One timer for all exchanges instead of one each: see Deadlines.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        auto_decompress=False,
+        trace_configs=[trace],
+    )
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+async def _note_use(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx.is_used = True
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's body, of an error its first ERROR_BYTES_MAX; raise RowError if an answer is too large."""
+    is_error = response.status != 200
+    most = ERROR_BYTES_MAX if is_error else BODY_BYTES_MAX
     chunks, size = [], 0
     stream = response.content
-    while not stream.at_eof():
+    while size <= most and not stream.at_eof():
         chunk = await stream.readany()
         chunks.append(chunk)
         size += len(chunk)
-        if size > BODY_BYTES_MAX:
-            raise Faulty(f"the answer is larger than {BODY_BYTES_MAX >> 20} MiB", chunks[0])
     body = b"".join(chunks)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    return body if encoding in ("", "identity") else _unpack(body, encoding)
+    if size <= most and encoding not in ("", "identity"):
+        body = _unpack(body, encoding, most + 1, is_error)
+    if len(body) <= most:
+        return body
+    response.close()
+    if not is_error:
+        raise RowError("server", f"the answer is larger than {BODY_BYTES_MAX >> 20} MiB")
+    return body[:most]
 
 
-def _unpack(body: bytes, encoding: str) -> bytes:
-    """Undoes a compression that was not asked for, but not beyond BODY_BYTES_MAX."""
-    unpacker = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever its header says
+def _unpack(body: bytes, encoding: str, most: int, is_error: bool) -> bytes:
+    """Undo a compression that was not asked for, up to `most` bytes; raise Faulty if it is none, in an answer."""
     try:
-        text = unpacker.decompress(body, BODY_BYTES_MAX)
+        return zlib.decompressobj(wbits=47).decompress(body, most)  # zlib or gzip, whichever its header says
     except zlib.error:
+        if is_error:
+            return b""
         raise Faulty(f"the answer is compressed ({printable(encoding)}), which was not asked for", b"") from None
-    if unpacker.unconsumed_tail:
-        raise Faulty(f"the answer is larger than {BODY_BYTES_MAX >> 20} MiB when unpacked", b"")
-    return text
 
 
-def _describe(error: BaseException) -> str:
-    """An aiohttp error in words for the user."""
+def _translate(error: BaseException) -> Retryable | RunError:
+    """Return an error of aiohttp or a socket as one of ours. It quotes nothing that the server sent."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return faults.classify_proxy(error.status, error.message)
     if isinstance(error, aiohttp.ClientConnectorError):
-        proxy = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-        words = f"cannot connect to {proxy}{error.host}:{error.port}: {error.os_error}"
-        if isinstance(error.os_error, ssl.SSLCertVerificationError):
-            words += "; if its authority is your own, name its certificate in $SSL_CERT_FILE"
-        return printable(words)
+        return _classify_connect(error)
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the server closed the connection without an answer"
+        return Retryable("network", "the server closed the connection without an answer")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Retryable("network", "the connection broke within the answer")
     if isinstance(error, aiohttp.ClientResponseError):
-        return printable(f"the answer is not valid HTTP: {error.message}")
-    if isinstance(error, asyncio.TimeoutError):
-        return f"cannot connect within {CONNECT_S:g} s"
-    return printable(f"the connection broke: {str(error) or type(error).__name__}")
+        what = re.split("[:'\"\n]", error.message)[0]  # behind it aiohttp quotes the server
+        return Retryable("network", f"the answer is not valid HTTP: {printable(what)}")
+    if isinstance(error, TimeoutError):
+        return Retryable("network", f"cannot connect within {CONNECT_S:g} s")
+    return Retryable("network", printable(f"the connection broke: {str(error) or type(error).__name__}"))
+
+
+def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunError:
+    fault = error.os_error
+    is_proxy = isinstance(error, aiohttp.ClientProxyConnectionError)
+    words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}: ")
+    if isinstance(fault, ssl.SSLCertVerificationError):
+        return Retryable("network", f"{words} its certificate: {printable(fault.verify_message)}{_advice(fault)}")
+    if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
+        return RunError(f"the server can't be reached: {words} it does not speak TLS: give http://, not https://")
+    return Retryable("network", f"{words} {printable(str(fault))}")
+
+
+def _advice(fault: ssl.SSLCertVerificationError) -> str:
+    if fault.verify_code in _OTHER_NAME:
+        return "; give -u with a name that the certificate is for"
+    if fault.verify_code not in _UNKNOWN_AUTHORITY:
+        return ""
+    path = os.environ.get("SSL_CERT_FILE")  # OpenSSL reads it, and says nothing
+    if path and not os.access(path, os.R_OK):
+        return printable(f"; $SSL_CERT_FILE names {path!r}, which cannot be read")
+    return "; if its authority is your own, name its certificate in $SSL_CERT_FILE"

@@ -1,11 +1,19 @@
 """Fixtures for all tests: a scripted server, and the real program talking to it."""
 
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from program import Programs
 from server import Server
+
+# As with an aiohttp whose inside is not known.
+SESSION = """\
+import sys, llmfilter.cli, llmfilter.quick
+llmfilter.quick.is_known = lambda: False
+sys.exit(llmfilter.cli.main())
+"""
 
 
 @pytest.fixture
@@ -17,8 +25,10 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def program(tmp_path: Path, server: Server, request: pytest.FixtureRequest) -> Iterator[Programs]:
-    """Runs the real program on `server`, in a folder of its own."""
+    """Runs the real program on `server`, in a folder of its own; `each_way` runs it twice."""
     with Programs(tmp_path, server.url) as programs:
+        if getattr(request, "param", "quick") == "session":
+            programs.command = [sys.executable, programs.write("session.py", SESSION)]
         request.node.programs = programs
         yield programs
 
@@ -32,3 +42,9 @@ def pytest_runtest_makereport(
     if report.when == "call" and report.failed and hasattr(item, "programs"):
         report.sections += [("program", str(run)) for run in item.programs.runs]
     return report
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `each_way` run on both ways through aiohttp."""
+    if metafunc.definition.get_closest_marker("each_way"):
+        metafunc.parametrize("program", ["quick", "session"], indirect=True)

@@ -38,6 +38,7 @@ class Programs:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.cache = folder / "cache"
+        self.command: Sequence[str] = COMMAND
         self.runs: list[Program] = []
         self.environ = {
             "PATH": os.environ["PATH"],
@@ -68,12 +69,12 @@ class Programs:
         stdout: int = subprocess.PIPE,
         shell: str = 'exec "$@"',
         env: Mapping[str, str | None] | None = None,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
     ) -> "Program":
         """Starts a program; `shell` is the line of shell that starts it, `env` changes the environment."""
         environ = {**self.environ, **(env or {})}
         started = Program(
-            ["sh", "-c", shell, "sh", *command, *args],
+            ["sh", "-c", shell, "sh", *(command or self.command), *args],
             {name: value for name, value in environ.items() if value is not None},
             self.folder,
             stdin,

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import exact, objects
 
-from llmfilter.answer import Checks, extract, read_text
+from llmfilter.answer import Checks, extract, parse_text
 from llmfilter.errors import RowError
 from llmfilter.schema import Schema
 
@@ -182,7 +182,7 @@ def test_what_is_not_one_object_is_unparsable_and_kept(content: str) -> None:
     ],
 )
 def test_text_loses_its_think_block_only(content: str, text: str) -> None:
-    assert read_text(content) == text
+    assert parse_text(content) == text
     line, value = Checks(is_text=True).parse(content)
     assert json.loads(line) == {"answer": text}
     assert list(value) == ["answer"]
@@ -193,7 +193,7 @@ def test_text_loses_its_think_block_only(content: str, text: str) -> None:
 )
 def test_reasoning_alone_is_no_text_and_is_kept(content: str) -> None:
     with pytest.raises(RowError) as caught:
-        read_text(content)
+        parse_text(content)
     assert (caught.value.kind, caught.value.raw) == ("unparsable", content)
 
 
@@ -282,3 +282,48 @@ def is_invalid_or(answer: str, content: str) -> bool:
         return Checks(SCHEMA, ["n"]).parse(content)[0] == answer.encode()
     except RowError as error:
         return error.kind in {"unparsable", "invalid"}
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('{"a":1,"a":2}', b'{"a":2}'),
+        ('{"a":1,"b":2.0,"a":{"c":1,"c":2}}', b'{"a":{"c":1,"c":2},"b":2.0}'),
+        ('{"a" : 1, "\\u0061" : 2}', b'{"\\u0061":2}'),
+        ('{"b":"\\u003a","a":1,"a":2}', b'{"b":"\\u003a","a":2}'),
+        ('{"b":"::\\":","a":"http://x:1/","a":[{"x":1}]}', b'{"b":"::\\":","a":[{"x":1}]}'),
+        ('{"a":1,"a":"\\ud800"}', b'{"a":"\\ud800"}'),
+        ('{"a":1,"a":1e400}', b'{"a":1e400}'),
+        ('```json\n{"a":1,\n "a":2}\n```', b'{"a":2}'),
+        ('{"b":"\\u003a", "a":2}', b'{"b":"\\u003a", "a":2}'),
+    ],
+)
+def test_of_a_key_that_comes_twice_the_last_value_counts(content: str, text: bytes) -> None:
+    assert extract(content)[0] == text
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", ":", '"']), objects), max_size=5))
+def test_each_key_of_an_answer_comes_once(pairs: list[tuple[str, str]]) -> None:
+    content = "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in pairs) + "}"
+    text, value = extract(content)
+    keys = [key for key, _ in json.loads(text, object_pairs_hook=list, parse_int=str)]
+    assert keys == list(value) == list(dict(pairs))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("lable", '{"label":1,"b":2}', "; did you mean 'label'?"),
+        ("z", '{"label":1}', ""),
+        ("label", "{}", ""),
+        ("abcd", '{"abc\\ud800\\u001b":1}', "; did you mean 'abc\ufffd'?"),
+    ],
+)
+def test_a_key_that_was_meant_is_named(name: str, content: str, hint: str) -> None:
+    with pytest.raises(RowError) as caught:
+        Checks(fields=[name]).parse(content)
+    assert caught.value.message == f"the key {name!r} is missing{hint}"

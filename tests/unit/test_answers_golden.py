@@ -32,7 +32,7 @@ from multidict import CIMultiDict
 from llmfilter.answer import Checks
 from llmfilter.completion import Faulty, parse_completion
 from llmfilter.errors import Retryable, RowError, RunError
-from llmfilter.faults import ModelMissing, read_error, read_hidden_error
+from llmfilter.faults import ModelMissing, classify, classify_hidden
 from llmfilter.record import dump_text
 
 FOLDER = Path(__file__).parent / "answers"
@@ -66,11 +66,11 @@ CASES = [
 def judge(case: Case) -> str:
     """What becomes of an answer, in the words of the golden files."""
     if case.status != 200:
-        return describe(read_error(case.status, case.headers, case.body))
+        return describe(classify(case.status, case.headers, case.body))
     try:
         completion = parse_completion(case.body)
     except Faulty as fault:
-        return describe(read_hidden_error(fault.document) or fault)
+        return describe(classify_hidden(fault.document) or fault)
     billed = (completion.prompt_tokens, completion.completion_tokens)
     tokens = "\ntokens {} + {}".format(*billed) if any(billed) else ""
     if completion.fault:
@@ -89,7 +89,7 @@ def describe(error: RowError | RunError) -> str:
     line = f"{error.kind}: {error.message}"
     if isinstance(error, Retryable):
         after = "" if error.after_s is None else f" after {error.after_s:g} s"
-        return f"{'waited out' if error.is_limit else 'retried'}{after}: {line}"
+        return f"{'waited out' if error.is_refusal else 'retried'}{after}: {line}"
     if isinstance(error, ModelMissing):
         line = f"no such model: {line}"
     return line + (f"\nraw {dump_text(error.raw).decode()}" if error.raw else "")
@@ -105,7 +105,7 @@ def test_an_answer_has_its_designed_outcome(case: Case) -> None:
 def test_an_http_error_keeps_its_status_for_the_error_line() -> None:
     for param in CASES:
         case: Case = param.values[0]  # type: ignore[assignment]
-        if case.status != 200 and isinstance(error := read_error(case.status, case.headers, case.body), RowError):
+        if case.status != 200 and isinstance(error := classify(case.status, case.headers, case.body), RowError):
             assert error.status == case.status, case.name
 
 

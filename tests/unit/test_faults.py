@@ -8,14 +8,23 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from llmfilter.errors import Retryable, RowError, RunError, printable
-from llmfilter.faults import BACKOFF_FIRST_S, BACKOFF_MOST_S, read_error, retry_after_s, wait_s
+from llmfilter.faults import (
+    BACKOFF_FIRST_S,
+    BACKOFF_MOST_S,
+    classify,
+    classify_hidden,
+    classify_proxy,
+    retry_after_s,
+    server_words,
+    wait_s,
+)
 
 
 def remedy(error: RowError | RunError) -> str:
     if isinstance(error, RunError):
         return "end"
     if isinstance(error, Retryable):
-        return "wait" if error.is_limit else "retry"
+        return "wait" if error.is_refusal else "retry"
     return "row"
 
 
@@ -24,13 +33,13 @@ def remedy(error: RowError | RunError) -> str:
     [
         ([400, 403, 404, 405, 406, 410, 413, 415, 418, 422, 424, 431, 451], "row"),
         ([201, 204, 206, 300, 301, 302, 303, 304, 307, 308], "row"),
-        ([408, 409, 500, 501, 502, 503, 504, 520, 522, 524, 529, 599], "retry"),
-        ([429], "wait"),
+        ([408, 409, 500, 501, 502, 504, 520, 522, 524, 599], "retry"),
+        ([429, 498, 503, 529], "wait"),
         ([401, 402], "end"),
     ],
 )
 def test_the_status_decides_first(statuses: list[int], expected: str) -> None:
-    assert {status: remedy(read_error(status, CIMultiDict(), b"")) for status in statuses} == dict.fromkeys(
+    assert {status: remedy(classify(status, CIMultiDict(), b"")) for status in statuses} == dict.fromkeys(
         statuses, expected
     )
 
@@ -50,36 +59,53 @@ def test_the_status_decides_first(statuses: list[int], expected: str) -> None:
     ],
 )
 def test_the_servers_own_verdict_on_retrying_wins(status: int, verdict: str, expected: str) -> None:
-    assert remedy(read_error(status, CIMultiDict({"X-Should-Retry": verdict}), b"")) == expected
+    assert remedy(classify(status, CIMultiDict({"X-Should-Retry": verdict}), b"")) == expected
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "expected"),
+    ("status", "headers", "expected"),
     [
-        ({}, b"", "retry"),
-        ({"Retry-After": "3"}, b"", "wait"),
-        ({"Retry-After": "soon"}, b"", "retry"),
-        ({}, b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', "wait"),
-        ({}, b'{"error":{"message":"busy","type":"server_error"}}', "retry"),
+        (500, {"Retry-After": "3"}, "wait"),
+        (409, {"retry-after-ms": "3"}, "wait"),
+        (403, {"Retry-After": "3"}, "wait"),
+        (500, {"Retry-After": "soon"}, "retry"),
+        (403, {"Retry-After": "soon"}, "row"),
+        (503, {"Retry-After": "3", "x-should-retry": "false"}, "row"),
+        (400, {"Retry-After": "3", "x-should-retry": "true"}, "wait"),
+        (307, {"Retry-After": "3"}, "row"),
+        (401, {"Retry-After": "3"}, "end"),
+        (402, {"Retry-After": "3"}, "end"),
+        (407, {"Retry-After": "3"}, "end"),
     ],
 )
-def test_a_503_is_waited_out_only_where_the_server_means_waiting(
-    headers: dict[str, str], body: bytes, expected: str
-) -> None:
-    assert remedy(read_error(503, CIMultiDict(headers), body)) == expected
+def test_who_says_when_to_come_back_has_no_room_now(status: int, headers: dict[str, str], expected: str) -> None:
+    assert remedy(classify(status, CIMultiDict(headers), b"")) == expected
+
+
+def test_no_credit_is_no_rate_limit() -> None:
+    body = b'{"error":{"message":"You exceeded your current quota","type":"insufficient_quota"}}'
+    assert remedy(classify(429, CIMultiDict({"Retry-After": "3"}), body)) == "end"
+    assert remedy(classify_hidden(json.loads(body)) or RowError("server", "")) == "end"
+
+
+@pytest.mark.parametrize(("status", "expected"), [(401, "end"), (407, "end"), (403, "retry"), (502, "retry")])
+def test_a_proxy_that_opens_no_tunnel_is_named(status: int, expected: str) -> None:
+    error = classify_proxy(status, "No\nWay")
+    assert (remedy(error), "OPENAI" in str(error)) == (expected, False)
+    assert "the proxy" in str(error) and f"HTTP {status} No Way" in str(error)
 
 
 WORDS = "insufficient_quota, rate limit, 429, 401, invalid_api_key, content_filter, unavailable_error, model_not_found"
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [(400, "row"), (403, "row"), (500, "retry"), (503, "retry"), (429, "wait")]
+    ("status", "expected"), [(400, "row"), (403, "row"), (500, "retry"), (503, "wait"), (429, "wait")]
 )
 @pytest.mark.parametrize(
     "shape", ['{"error":{"message":"%s","type":"x"}}', '{"message":"%s"}', '{"detail":"%s"}', "%s"]
 )
 def test_the_words_of_a_message_decide_nothing(status: int, expected: str, shape: str) -> None:
-    error = read_error(status, CIMultiDict(), (shape % WORDS).encode())
+    error = classify(status, CIMultiDict(), (shape % WORDS).encode())
     assert remedy(error) == expected
     assert type(error) in {RowError, Retryable}
     assert getattr(error, "kind", None) == "http"
@@ -109,8 +135,8 @@ def test_the_words_of_a_message_decide_nothing(status: int, expected: str, shape
 @example(400, {}, b'{"error":{"message":"\\ud800"}}')
 def test_no_error_is_too_strange(status: int, headers: dict[str, str], body: bytes) -> None:
     """Whatever comes, the result has one of the remedies, and its message fits into a terminal's line."""
-    message = str(read_error(status, CIMultiDict(headers), body))
-    assert message
+    message = str(classify(status, CIMultiDict(headers), body))
+    assert message.encode()
     assert printable(message, 10_000) == message
 
 
@@ -185,9 +211,16 @@ def test_what_the_server_asks_for_is_waited_and_at_most_a_quarter_more(
         ("a\r\n\tb\x9bc\x7fd", "a b c d"),
         ("x" * 501, "x" * 499 + "…"),
         ("x" * 500, "x" * 500),
+        ("x" * 20_000_000, "x" * 499 + "…"),
+        ("bad \ud800 \udfff", "bad \ufffd \ufffd"),
+        ("a\u2028b", "a b"),
     ],
 )
 def test_foreign_words_are_made_fit_for_a_line(text: str, shown: str) -> None:
     assert printable(text) == shown
-    error = read_error(400, CIMultiDict(), json.dumps({"error": {"message": text}}).encode())
+    error = classify(400, CIMultiDict(), json.dumps({"error": {"message": text}}).encode())
     assert str(error) == f"HTTP 400: {shown}"
+
+
+def test_a_long_list_of_faults_is_not_told_whole() -> None:
+    assert len(server_words({"detail": [{"msg": "no"}] * 1_000_000}, b"")) < 100

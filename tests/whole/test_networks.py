@@ -1,6 +1,7 @@
 """Networks as they are: proxies, TLS, IPv6, base URLs of all sorts, and what is said when they fail."""
 
 import asyncio
+import re
 import socket
 import ssl
 import subprocess
@@ -14,12 +15,13 @@ from typing import Self
 
 import pytest
 from program import ASK, Program, Programs, rows
-from server import PATIENCE_S, Response, Server, echo
+from server import PATIENCE_S, Response, Server, completion, echo
 
 KEY = "sk-of-the-server-0123456789"
 NAME = "llm.test"  # no DNS knows it: only a proxy finds it
 ANYWHERE = "0.0.0.0"  # a server on this machine that does not look like one: it can be behind a proxy, or not
 HEAD = b"\r\n\r\n"
+pytestmark = pytest.mark.each_way
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -70,11 +72,12 @@ class Proxy(Relay):
     """A proxy that finds every name on this machine.
 
     asked: the first lines of what it was asked, and the headers that came with them; user: whom it
-    lets through ("name:password"), or None for everyone.
+    lets through ("name:password"), or None for everyone; refusal: what it says to the others.
     """
 
-    def __init__(self, user: str | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, user: str | None = None, tls: ssl.SSLContext | None = None, refusal: str = "407 No") -> None:
         super().__init__(tls=tls)
+        self._refusal = refusal
         self.asked: list[tuple[str, Mapping[str, str]]] = []
         self._pass = user and f"Basic {b64encode(user.encode()).decode()}"
 
@@ -88,7 +91,7 @@ class Proxy(Relay):
             self.asked.append(head)
             body = await client[0].readexactly(int(headers.get("content-length", 0)))
             if self._pass and headers.get("proxy-authorization") != self._pass:
-                client[1].write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                client[1].write(f"HTTP/1.1 {self._refusal}\r\nContent-Length: 0\r\n\r\n".encode())
                 continue
             method, target, _ = first.split(" ")
             if method == "CONNECT":
@@ -109,6 +112,18 @@ class Proxy(Relay):
             head = await reader.readuntil(HEAD)
             size = int(dict(parse_head(head)[1])["content-length"])
             client.write(head + await reader.readexactly(size))
+
+
+class Listener(Relay):
+    """A server that keeps the head of the latest request as it came."""
+
+    async def carry(self, client: Streams) -> None:
+        while not client[0].at_eof():
+            self.head = (await client[0].readuntil(HEAD)).decode()
+            length = re.search(r"(?i)content-length: (\d+)", self.head)
+            assert length
+            await client[0].readexactly(int(length[1]))
+            client[1].write(completion({"n": 1}).encode())
 
 
 class NoTls(Relay):
@@ -298,6 +313,19 @@ def test_a_proxy_that_wants_another_password_is_named(program: Programs, scheme:
     assert len(proxy.asked) == 1, "it would refuse every row"
 
 
+def test_a_proxys_own_401_is_not_told_as_the_servers(program: Programs) -> None:
+    with Proxy("me:right", refusal="401 Unauthorized") as proxy:
+        run = ask(program, f"https://{NAME}:9/v1", HTTPS_PROXY=proxy.url)
+    check_ended(run, "the proxy refuses", "401", "$HTTPS_PROXY")
+    assert "OPENAI" not in run.said[0]
+
+
+def test_a_proxy_that_forbids_a_server_is_named(program: Programs) -> None:
+    with Proxy("me:right", refusal="403 Forbidden") as proxy:
+        run = ask(program, f"https://{NAME}:9/v1", "-r0", HTTPS_PROXY=proxy.url)
+    check_ended(run, "the proxy does not connect to the server", "403 Forbidden")
+
+
 def test_a_proxy_that_does_not_answer_is_named(program: Programs) -> None:
     with Proxy() as proxy:
         pass
@@ -356,7 +384,13 @@ def test_an_unknown_authority_is_one_plain_line(program: Programs, tls: ssl.SSLC
     with Proxy() as proxy, Relay(tls=tls) as secure:
         url = f"https://{NAME if is_proxied else '127.0.0.1'}:{secure.port}/v1"
         run = ask(program, url, "-r0", HTTPS_PROXY=proxy.url)
-    check_ended(run, url.split("/")[2], "certificate", "SSL_CERT_FILE")
+    check_ended(run, url.split("/")[2], "certificate", "name its certificate in $SSL_CERT_FILE")
+
+
+def test_a_certificate_file_that_is_not_there_is_named(program: Programs, tls: ssl.SSLContext) -> None:
+    with Relay(tls=tls) as secure:
+        run = ask(program, f"https://127.0.0.1:{secure.port}/v1", "-r0", SSL_CERT_FILE="/nowhere/ca.pem")
+    check_ended(run, "certificate", "$SSL_CERT_FILE names '/nowhere/ca.pem', which cannot be read")
 
 
 def test_a_certificate_for_another_name_is_one_plain_line(
@@ -365,12 +399,13 @@ def test_a_certificate_for_another_name_is_one_plain_line(
     with Proxy() as proxy, Relay(tls=tls) as secure:
         environ = {"HTTPS_PROXY": proxy.url, "SSL_CERT_FILE": str(certificate / "cert.pem")}
         run = ask(program, f"https://another.test:{secure.port}/v1", "-r0", **environ)
-    check_ended(run, "certificate", "another.test")
+    check_ended(run, "certificate", "another.test", "give -u with a name that the certificate is for")
+    assert "SSL_CERT_FILE" not in run.said[0]
 
 
 def test_a_server_without_tls_asked_with_it_is_one_plain_line(program: Programs) -> None:
     with NoTls() as plain:
-        check_ended(ask(program, f"https://127.0.0.1:{plain.port}/v1", "-r0"), f"127.0.0.1:{plain.port}", "SSL")
+        check_ended(ask(program, f"https://127.0.0.1:{plain.port}/v1"), f"127.0.0.1:{plain.port}", "TLS", "give http://")
 
 
 # Names, addresses, URLs
@@ -416,4 +451,26 @@ def test_a_redirect_is_refused_and_its_target_named(program: Programs, server: S
     assert run.errors[0]["status"] == status
     assert f"redirected to {target}" in run.errors[0]["message"]
     assert "-u" in run.errors[0]["message"]
-    assert len(server.requests) == 3
+    assert len(server.requests) == 3  # one for each row, none for the target
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        (["user-agent: mine"], ["mine"]),
+        (["content-type: application/json; v=2"], ["application/json; v=2"]),
+        (["X-Tag: a", "x-tag: b"], ["a", "b"]),
+    ],
+)
+def test_a_typed_header_replaces_our_own_and_two_of_one_name_are_both_sent(
+    program: Programs, typed: list[str], sent: list[str]
+) -> None:
+    with Listener() as listener:
+        args = [each for header in typed for each in ("-H", header)]
+        check_answered(ask(program, f"http://127.0.0.1:{listener.port}/v1", *args))
+    name = typed[0].partition(":")[0].lower()
+    lines = [line.partition(":") for line in listener.head.split("\r\n")]
+    assert [value.strip() for key, _, value in lines if key.lower() == name] == sent

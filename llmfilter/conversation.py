@@ -52,16 +52,18 @@ class Conversation:
             except Retryable as fault:
                 failures += not fault.is_refusal
                 if failures > self._job.retries:
-                    self._breaker.reject(fault)
-                    raise
+                    raise self._reject(fault) from None
                 wait_s = faults.wait_s(fault.after_s, failures or 1, random.random())
             except RowError as fault:
                 if not reasks_left or fault.kind not in _REASKED or self._chat.draining.is_set():
-                    self._breaker.reject(fault)
-                    raise self._chat.clean(fault) from None
+                    raise self._reject(fault) from None
                 body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
                 continue
             await self._back_off(request, wait_s)
+
+    def _reject(self, fault: RowError) -> RowError:
+        self._breaker.reject(self._chat.clean(fault))
+        return fault
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
         """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""

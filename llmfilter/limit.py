@@ -1,0 +1,431 @@
+"""What a server takes, found from its refusals alone: so many requests at a time, or so many a second.
+
+Theory of operation. Until something is refused there is no limit, and nothing here costs anything. Then each
+refusal is a measurement, and an exact one:
+
+- If the server takes C *at a time*, C were under way when it refused. So C is what was in flight when the refused
+  request was sent, less those of them that were refused too: right for a first burst of any size and for refusals that
+  take long. This is the *ceiling*; keeping to it costs no slot and no refusal, whatever the answers' lengths are.
+- If it takes a *rate*, its bucket was empty at this refusal and at the one before (or its window ended there), so the
+  rate is what it took in between, over the time in between. This is the *pace*; requests go out evenly.
+
+A refusal is blamed on the number in flight as long as it was not much lower than what was taken before. Refused with
+few in flight, or several times with nothing taken in between, it must be a rate; when a rate is refused twice with the
+same number in flight, it was a number after all. By Little's law the two bounds are near each other in any case.
+
+Upwards: a probe is *one* more request (or 2 % more a second); if it isn't refused in the time that refusals take, twice as
+much is added, and so on. So a limit that grew or was guessed too low is found in a second or two, and a true one costs one
+refusal a probe. A probe must be earned by 50 answers: that keeps refusals at 2 %.
+
+When all is refused, only a single request is out, after pauses that double (a fixed window, a server that loads). The same
+single probes wait for a server that is away: connections refused, 5xx to everything.
+
+Some refusals are chance: one bad replica, a busy gateway. If they go on, sending is halved for a few dozen requests;
+if the share of refusals stays, the limit isn't ours, and that share is tolerated from then on.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+
+from llmfilter.errors import Abandoned
+
+EARNED_BY = 50  # answers that earn one probe, so that probing has at most 2 % refused
+SETTLE_LEAST_S = 0.05  # a round trip across the world and its jitter: sooner, silence is no consent
+PACE_STEP_S = 0.5  # a pace is tried for so long at least before it is raised again; a rate is measured over as long
+PACE_STEP = 0.02
+PACE_MARGIN = 0.98  # below the measured rate, so that a bucket refills and jitter goes unpunished
+FEW = 0.5  # of what was taken before: a refusal with fewer in flight isn't about their number
+IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in flight either
+ALIKE = 0.1
+PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
+AWAY_MOST_S = 5.0  # "within seconds": a refused connection costs nobody anything
+AWAY_FAILURES = 5  # in a row, none answered: no row's own fault
+LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
+FORGET_S = 60.0  # the longest window in use: what was measured before an idle time of this length is void
+TROUBLE = 3.0  # cuts among the last 50 verdicts, where probing alone makes one
+CHANCE_REFUSALS = 3  # refused at half the load to call it chance
+CHANCE_MOST = 0.3  # a larger share is no chance
+EXCESS = 6.0  # refusals beyond twice the share of chance: a limit
+
+GIVE_UP_REFUSALS = 10
+GIVE_UP_S = 150.0
+
+
+class Ticket:
+    """A request that may be sent: hand it back with the server's verdict."""
+
+    __slots__ = ("ahead", "refused", "sent_at")
+
+    def __init__(self, sent_at: float, ahead: int, refused: int) -> None:
+        self.sent_at = sent_at
+        self.ahead = ahead  # requests in flight before it
+        self.refused = refused  # how many had been refused before it
+
+
+class Limit:
+    """Turns for sending requests, in the order they were asked for.
+
+    jobs: most requests in flight, kept by the caller; per_s_most: requests a second that are never exceeded
+    (`--rpm`), or infinity; clock: seconds, monotonic, the running loop's by default.
+    """
+
+    def __init__(self, jobs: int, per_s_most: float = math.inf, clock: Callable[[], float] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock or self._loop.time
+        self._jobs = jobs
+        self._most = per_s_most
+        self._waiting: deque[asyncio.Future[Ticket]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self.in_flight = 0
+        self._sent = self._refused = 0
+        self._next_at = self._sent_at = -math.inf
+        self._refusal_s = 0.0  # how long a refusal takes
+        self._stuck_at: float | None = None
+        self._failures = 0  # since the last answer
+        self.has_answered = False
+        self._chance = 0.0  # the share of refusals that are no limit
+        self._trials_after = TROUBLE
+        self._forget()
+
+    def _forget(self) -> None:
+        now = self._clock()
+        self._free = self._most == math.inf and not self._draining  # nothing to keep to: the fast path
+        self._ceiling = self._pace = math.inf
+        self._peak = 0.0  # in flight and taken, lately
+        self._held = 0  # in flight at the last refusal of a pace
+        self._cut_at = -math.inf
+        self._in_a_row = 0
+        self._credit = 1.0
+        self._step, self._pace_step, self._grown_at = 1.0, PACE_STEP, -math.inf
+        self._ramp_to = 0.0
+        self._cycle_at, self._cycle_taken, self._cycle_refused = now, self._sent - self._refused, self._refused
+        self._paused: float | None = None  # the length of the pause between single requests
+        self._single: Ticket | None = None
+        self.away = False
+        self._is_pace = False
+        self._trouble = self._share = self._excess = 0.0
+        self._trial: Trial | None = None
+
+    @property
+    def found(self) -> str | None:
+        """The limit that was found, for people; None while nothing was refused."""
+        if self._is_pace and self._pace < math.inf:
+            return f"{self._pace:.3g}/s" if self._pace >= 1 else f"{self._pace * 60:.3g}/min"
+        return f"{self._ceiling:.0f} at a time" if self._ceiling < self._jobs else None
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long everything has been refused or failed, with nothing under way now."""
+        return 0.0 if self._stuck_at is None or self.in_flight else self._clock() - self._stuck_at
+
+    async def turn(self) -> Ticket:
+        """Return when the next request may be sent; raise Abandoned once drained."""
+        if self._free:
+            return self._send(self._clock())
+        if self._draining:
+            raise Abandoned
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        self._pump()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._back()
+            raise
+
+    def drain(self) -> None:
+        """Let nothing more be sent: all who wait raise Abandoned."""
+        self._draining, self._free = True, False
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(Abandoned())
+
+    def answered(self, ticket: Ticket) -> None:
+        """The server took the request."""
+        self.has_answered = True
+        self._failures, self._stuck_at = 0, None
+        self.in_flight -= 1
+        if self._free:
+            return
+        self._credit = min(1.0, self._credit + 1 / EARNED_BY)
+        self._peak -= max(0.0, self._peak - self._ceiling) / EARNED_BY
+        self._trouble *= 1 - 1 / EARNED_BY
+        self._share -= self._share / EARNED_BY
+        if self._chance:
+            self._excess = max(0.0, self._excess - 2.5 * self._chance)
+            self._chance -= self._chance / 200
+        if self._trial and ticket.sent_at > self._trial.at:
+            self._trial.taken += 1
+            self._judge_trial()
+        if self._paused is not None and ticket.sent_at > self._cut_at:
+            self._resume()
+        self._pump()
+
+    def refused(self, ticket: Ticket, after_s: float | None = None) -> None:
+        """The server had no room now; after_s: how long it asks to wait, or None."""
+        now = self._clock()
+        held = max(0, ticket.ahead - (self._refused - ticket.refused))
+        self._refused += 1
+        self._verdict_s(now - ticket.sent_at)
+        self._stuck(now)
+        self._free = False
+        self._share += (1 - self._share) / EARNED_BY
+        self.in_flight -= 1
+        if self._trial and ticket.sent_at > self._trial.at:
+            self._trial.refused += 1
+            self._judge_trial()
+        elif self._chance and self._excess < EXCESS:
+            self._excess += 1
+            self._chance = min(CHANCE_MOST, self._chance + (1 - self._chance) / 200)
+        elif ticket.sent_at <= self._cut_at:
+            if not self._is_pace:  # of the same burst
+                self._ceiling = min(self._ceiling, max(1, self.in_flight))
+        else:
+            self._excess = 0.0
+            self._cut(now, held, after_s)
+        self._pump()
+
+    def failed(self, ticket: Ticket) -> None:
+        """The request came to nothing, without a word about room: a timeout, a reset, a 5xx."""
+        now = self._clock()
+        self.in_flight -= 1
+        self._failures += 1
+        self._stuck(now)
+        if self._paused is not None:
+            if ticket is self._single:
+                self._pause(now, 2 * self._paused)
+        elif self.has_answered and self._failures >= AWAY_FAILURES:
+            self.away, self._free = True, False
+            self._cut_at = now
+            self._pause(now, PACE_STEP_S)
+        self._pump()
+
+    # Downwards
+
+    def _cut(self, now: float, held: int, after_s: float | None) -> None:
+        self._credit = max(-1.0, self._credit - 1)
+        self._step, self._pace_step, self._ramp_to = 1.0, PACE_STEP, 0.0
+        self._grown_at = now
+        self._trouble += 1
+        self._in_a_row += 1
+        previous, self._cut_at = self._cut_at, now
+        if self._paused is not None:
+            self._pause(now, 2 * self._paused, after_s)
+        elif self._trouble > self._trials_after and self._share < CHANCE_MOST:
+            self._begin_trial(now)
+        elif self._pace < math.inf:
+            self._cut_pace(now, held, after_s)
+        elif self._ceiling == math.inf or (
+            held >= max(1.0, FEW * self._peak) and self._in_a_row < max(IN_A_ROW, FEW * self._peak)
+        ):
+            if held > 1.2 * self._ceiling:
+                self._credit = 1.0  # it is not settled yet
+            self._ceiling = max(1, held)
+            self._peak = max(self._peak, held)
+        else:
+            if now - max(previous, self._cycle_at) > FORGET_S:
+                self._restart_cycle(now)
+            self._pause(now, SETTLE_LEAST_S, after_s)
+
+    def _cut_pace(self, now: float, held: int, after_s: float | None) -> None:
+        taken = self._sent - self._refused - self._cycle_taken
+        if held > 1 and abs(held - self._held) <= max(1, ALIKE * held) and self.in_flight > 1 and held * 2 > self._jobs:
+            pass
+        self._held = held
+        if self._refused - self._cycle_refused > taken + 1:
+            self._pause(now, max(SETTLE_LEAST_S, 1 / self._pace), after_s)
+        elif now - self._cycle_at >= PACE_STEP_S:
+            self._measure(now)
+
+    def _measure(self, now: float) -> None:
+        taken = self._sent - self._refused - self._cycle_taken
+        if taken > 1:
+            self._pace = PACE_MARGIN * taken / max(now - self._cycle_at, PACE_STEP_S)
+            self._ceiling = max(self._ceiling, 2 * self._peak)
+            self._is_pace = True
+        else:  # it took nothing at all: that says nothing about rates
+            self._pace, self._ceiling, self._is_pace = math.inf, 1, False
+            self._ramp_to = self._jobs
+        self._restart_cycle(now)
+
+    def _restart_cycle(self, now: float) -> None:
+        self._cycle_at, self._cycle_taken, self._cycle_refused = now, self._sent - self._refused, self._refused
+
+    def _pause(self, now: float, pause_s: float, after_s: float | None = None) -> None:
+        most_s = AWAY_MOST_S if self.away else PAUSE_MOST_S
+        self._paused = min(most_s, max(pause_s, self._settle_s()))
+        self._next_at = now + max(self._paused, (after_s or 0.0) if self._in_a_row > 1 else 0.0)
+        self._single = None
+
+    def _resume(self) -> None:
+        now = self._clock()
+        self._paused = self._single = None
+        self._in_a_row = 0
+        self._grown_at = now
+        if self.away:
+            self.away, self._ramp_to, self._ceiling = False, min(self._ceiling, self._jobs), 1
+            self._restart_cycle(now)
+        else:
+            self._measure(now)
+        self._next_at = now + 1 / min(self._pace, self._most)
+
+    # Sending
+
+    def _settle_s(self) -> float:
+        return max(SETTLE_LEAST_S, 1.5 * self._refusal_s)
+
+    def _verdict_s(self, taken_s: float) -> None:
+        self._refusal_s = max(taken_s, 0.9 * self._refusal_s)
+
+    def _stuck(self, now: float) -> None:
+        if self._stuck_at is None:
+            self._stuck_at = now
+
+    def _send(self, now: float) -> Ticket:
+        ticket = Ticket(now, self.in_flight, self._refused)
+        self.in_flight += 1
+        self._sent += 1
+        self._sent_at = now
+        return ticket
+
+    def _back(self) -> None:
+        self.in_flight -= 1
+        self._sent -= 1
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what may be sent, and come again when more may."""
+        now = self._clock()
+        if not self.in_flight and now - self._sent_at > FORGET_S and self._paused is None:
+            self._forget()
+        while self._waiting:
+            if self._waiting[0].done():
+                self._waiting.popleft()
+                continue
+            wake_at = self._blocked_until(now)
+            if wake_at > now:
+                if wake_at < math.inf:
+                    self._wake(wake_at)
+                return
+            ticket = self._send(now)
+            if self._paused is not None:
+                self._single = ticket
+                self._next_at = now + 1 / self._most
+            else:
+                self._next_at = max(self._next_at, now - LATE_S) + 1 / min(self._bounds()[1], self._most)
+            self._waiting.popleft().set_result(ticket)
+
+    def _bounds(self) -> tuple[float, float]:
+        if self._trial:
+            return self._trial.ceiling, self._trial.pace
+        return self._ceiling, self._pace
+
+    def _blocked_until(self, now: float) -> float:
+        """When to look again whether the next may be sent: now if it may."""
+        if self._paused is not None:
+            if self._single is None:
+                return self._next_at
+            if self.away:
+                return math.inf
+            if (survived_at := self._single.sent_at + self._settle_s()) > now:
+                return survived_at
+            self._resume()
+        ceiling, pace = self._bounds()
+        if self.in_flight < ceiling and self._next_at <= now:
+            return now
+        if self._trial:
+            return self._next_at if self.in_flight < ceiling else math.inf
+        is_full = self.in_flight >= ceiling
+        if (grow_at := self._grow_at(is_full)) <= now:
+            self._grow(now, is_full)
+            return self._blocked_until(now)
+        return grow_at if is_full else min(self._next_at, grow_at) if pace < self._most else self._next_at
+
+    def _grow_at(self, is_full: bool) -> float:
+        if is_full and self._ceiling < self._ramp_to:
+            return self._grown_at + self._settle_s()
+        is_first = self._step == 1 if is_full else self._pace_step == PACE_STEP
+        if (is_first and self._credit < 1) or (not is_full and self._pace >= self._most):
+            return math.inf
+        return self._grown_at + max(self._settle_s(), 0.0 if is_full else max(PACE_STEP_S, 2 / self._pace))
+
+    def _grow(self, now: float, is_full: bool) -> None:
+        self._grown_at = now
+        self._in_a_row = 0
+        if is_full and self._ceiling < self._ramp_to:
+            self._ceiling = min(self._ramp_to, 2 * self._ceiling)
+        elif is_full:
+            self._ceiling += self._step
+            self._step *= 2
+        else:
+            self._next_at += 1 / (self._pace * (1 + self._pace_step)) - 1 / self._pace
+            self._pace *= 1 + self._pace_step
+            self._pace_step = min(1.0, 2 * self._pace_step)
+
+    def _wake(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, at - self._clock()), self._pump)
+
+    # Chance
+
+    def _begin_trial(self, now: float) -> None:
+        taken = self._sent - self._refused - self._cycle_taken
+        pace = FEW * taken / max(PACE_STEP_S, now - self._cycle_at)
+        ceiling = max(1.0, FEW * min(self._ceiling, self._jobs, self.in_flight + 1))
+        self._trial = Trial(now, ceiling, min(pace, self._pace * FEW), self._share)
+
+    def _judge_trial(self) -> None:
+        trial = self._trial
+        assert trial is not None
+        share = trial.refused / (trial.refused + trial.taken)
+        if trial.refused < CHANCE_REFUSALS and trial.taken * trial.share < 2 * CHANCE_REFUSALS:
+            return
+        self._trial = None
+        self._trouble = 0.0
+        self._restart_cycle(self._clock())
+        if trial.refused >= CHANCE_REFUSALS and share >= FEW * trial.share:
+            self._chance = min(share, CHANCE_MOST)
+            self._ceiling = self._pace = math.inf
+        else:
+            self._trials_after *= 2
+
+
+class Trial:
+    """Sending at half the load, to see whether that changes the share of refusals."""
+
+    def __init__(self, at: float, ceiling: float, pace: float, share: float) -> None:
+        self.at = at
+        self.ceiling = ceiling
+        self.pace = pace
+        self.share = share  # refused before it
+        self.taken = self.refused = 0
+
+
+class Patience:
+    """When to give up one row that is refused again and again while others are answered.
+
+    After ten refusals, 150 s at least and others answered in the meantime: by then a limit counted by the minute has begun
+    anew twice, and even where one request in five is refused by chance, ten in a row meet one row in ten million.
+    """
+
+    def __init__(self) -> None:
+        self.refusals = 0
+        self._since_s = 0.0
+        self._answered = 0
+
+    def is_over(self, now: float, answered: int) -> bool:
+        """Count a refusal of this row; answered: how many requests of the run had been answered by now."""
+        if not self.refusals:
+            self._since_s, self._answered = now, answered
+        self.refusals += 1
+        return (
+            self.refusals >= GIVE_UP_REFUSALS
+            and now - self._since_s >= GIVE_UP_S
+            and answered - self._answered >= GIVE_UP_REFUSALS
+        )

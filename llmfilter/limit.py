@@ -39,6 +39,7 @@ PACE_MARGIN = 0.98  # below the measured rate, so that a bucket refills and jitt
 FEW = 0.5  # of what was taken before: a refusal with fewer in flight isn't about their number
 IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in flight either
 ALIKE = 0.1
+ALIKE_TIMES = 3
 PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
 AWAY_MOST_S = 5.0  # "within seconds": a refused connection costs nobody anything
 AWAY_FAILURES = 5  # in a row, none answered: no row's own fault
@@ -95,6 +96,8 @@ class Limit:
         self._free = self._most == math.inf and not self._draining  # nothing to keep to: the fast path
         self._ceiling = self._pace = math.inf
         self._peak = 0.0  # in flight and taken, lately
+        self._alike = 0
+        self._is_peak_new = False
         self._held = 0  # in flight at the last refusal of a pace
         self._cut_at = -math.inf
         self._in_a_row = 0
@@ -106,7 +109,7 @@ class Limit:
         self._single: Ticket | None = None
         self.away = False
         self._is_pace = False
-        self._trouble = self._share = self._excess = 0.0
+        self._trouble = self._excess = 0.0
         self._trial: Trial | None = None
 
     @property
@@ -155,7 +158,6 @@ class Limit:
         self._credit = min(1.0, self._credit + 1 / EARNED_BY)
         self._peak -= max(0.0, self._peak - self._ceiling) / EARNED_BY
         self._trouble *= 1 - 1 / EARNED_BY
-        self._share -= self._share / EARNED_BY
         if self._chance:
             self._excess = max(0.0, self._excess - 2.5 * self._chance)
             self._chance -= self._chance / 200
@@ -174,7 +176,6 @@ class Limit:
         self._verdict_s(now - ticket.sent_at)
         self._stuck(now)
         self._free = False
-        self._share += (1 - self._share) / EARNED_BY
         self.in_flight -= 1
         if self._trial and ticket.sent_at > self._trial.at:
             self._trial.refused += 1
@@ -183,8 +184,7 @@ class Limit:
             self._excess += 1
             self._chance = min(CHANCE_MOST, self._chance + (1 - self._chance) / 200)
         elif ticket.sent_at <= self._cut_at:
-            if not self._is_pace:  # of the same burst
-                self._ceiling = min(self._ceiling, max(1, self.in_flight))
+            self._lower(max(1, held, self.in_flight))  # of the same burst
         else:
             self._excess = 0.0
             self._cut(now, held, after_s)
@@ -216,7 +216,7 @@ class Limit:
         previous, self._cut_at = self._cut_at, now
         if self._paused is not None:
             self._pause(now, 2 * self._paused, after_s)
-        elif self._trouble > self._trials_after and self._share < CHANCE_MOST:
+        elif self._trouble > self._trials_after:
             self._begin_trial(now)
         elif self._pace < math.inf:
             self._cut_pace(now, held, after_s)
@@ -226,18 +226,28 @@ class Limit:
             if held > 1.2 * self._ceiling:
                 self._credit = 1.0  # it is not settled yet
             self._ceiling = max(1, held)
+            self._is_peak_new = held > self._peak
             self._peak = max(self._peak, held)
         else:
             if now - max(previous, self._cycle_at) > FORGET_S:
                 self._restart_cycle(now)
             self._pause(now, SETTLE_LEAST_S, after_s)
 
+    def _lower(self, held: int) -> None:
+        if not self._is_pace and held < self._ceiling:
+            self._ceiling = held
+            if self._is_peak_new:
+                self._peak = held
+
     def _cut_pace(self, now: float, held: int, after_s: float | None) -> None:
         taken = self._sent - self._refused - self._cycle_taken
-        if held > 1 and abs(held - self._held) <= max(1, ALIKE * held) and self.in_flight > 1 and held * 2 > self._jobs:
-            pass
+        is_alike = 0 < held and abs(held - self._held) <= ALIKE * held
+        self._alike = self._alike + 1 if is_alike else 0
         self._held = held
-        if self._refused - self._cycle_refused > taken + 1:
+        if self._alike >= ALIKE_TIMES:
+            self._pace, self._ceiling, self._peak, self._is_pace = math.inf, held, held, False
+            self._alike = 0
+        elif self._refused - self._cycle_refused > taken + 1:
             self._pause(now, max(SETTLE_LEAST_S, 1 / self._pace), after_s)
         elif now - self._cycle_at >= PACE_STEP_S:
             self._measure(now)
@@ -376,9 +386,9 @@ class Limit:
 
     def _begin_trial(self, now: float) -> None:
         taken = self._sent - self._refused - self._cycle_taken
-        pace = FEW * taken / max(PACE_STEP_S, now - self._cycle_at)
+        pace = FEW * max(1, taken) / max(PACE_STEP_S, now - self._cycle_at)
         ceiling = max(1.0, FEW * min(self._ceiling, self._jobs, self.in_flight + 1))
-        self._trial = Trial(now, ceiling, min(pace, self._pace * FEW), self._share)
+        self._trial = Trial(now, ceiling, min(pace, self._pace * FEW), self._trouble / EARNED_BY)
 
     def _judge_trial(self) -> None:
         trial = self._trial

@@ -105,6 +105,8 @@ class Limit:
         self._step, self._pace_step, self._grown_at = 1.0, PACE_STEP, -math.inf
         self._ramp_to = 0.0
         self._cycle_at, self._cycle_taken, self._cycle_refused = now, self._sent - self._refused, self._refused
+        self._earlier = self._cycle_at, self._cycle_taken
+        self._tried = 0.0  # the pace before it was raised last
         self._paused: float | None = None  # the length of the pause between single requests
         self._single: Ticket | None = None
         self.away = False
@@ -186,7 +188,7 @@ class Limit:
         elif ticket.sent_at <= self._cut_at:
             self._lower(max(1, held, self.in_flight))  # of the same burst
         else:
-            self._excess = 0.0
+            self._excess, self._chance = 0.0, self._chance / 2
             self._cut(now, held, after_s)
         self._pump()
 
@@ -208,7 +210,7 @@ class Limit:
     # Downwards
 
     def _cut(self, now: float, held: int, after_s: float | None) -> None:
-        self._credit = max(-1.0, self._credit - 1)
+        self._credit = 0.0
         self._step, self._pace_step, self._ramp_to = 1.0, PACE_STEP, 0.0
         self._grown_at = now
         self._trouble += 1
@@ -216,13 +218,17 @@ class Limit:
         previous, self._cut_at = self._cut_at, now
         if self._paused is not None:
             self._pause(now, 2 * self._paused, after_s)
-        elif self._trouble > self._trials_after:
+        elif self._pace < math.inf and self._trouble > self._trials_after:
             self._begin_trial(now)
         elif self._pace < math.inf:
             self._cut_pace(now, held, after_s)
         elif self._ceiling == math.inf or (
-            held >= max(1.0, FEW * self._peak) and self._in_a_row < max(IN_A_ROW, FEW * self._peak)
+            held >= max(1.0, FEW * self._peak)
+            and self._in_a_row < max(IN_A_ROW, FEW * self._peak)
+            and self._trouble <= TROUBLE
         ):
+            if now - self._cycle_at >= PACE_STEP_S:
+                self._restart_cycle(now)
             if held > 1.2 * self._ceiling:
                 self._credit = 1.0  # it is not settled yet
             self._ceiling = max(1, held)
@@ -250,12 +256,16 @@ class Limit:
         elif self._refused - self._cycle_refused > taken + 1:
             self._pause(now, max(SETTLE_LEAST_S, 1 / self._pace), after_s)
         elif now - self._cycle_at >= PACE_STEP_S:
-            self._measure(now)
+            self._measure(now, self._tried)
 
-    def _measure(self, now: float) -> None:
+    def _measure(self, now: float, tried: float = 0.0) -> None:
+        if self._pace == math.inf:  # from the refusal before the last
+            self._cycle_at, self._cycle_taken = self._earlier
+            self._trouble = 0.0
         taken = self._sent - self._refused - self._cycle_taken
         if taken > 1:
-            self._pace = PACE_MARGIN * taken / max(now - self._cycle_at, PACE_STEP_S)
+            self._pace = max(tried, PACE_MARGIN * taken / max(now - self._cycle_at, PACE_STEP_S))
+            self._tried = 0.0
             self._ceiling = max(self._ceiling, 2 * self._peak)
             self._is_pace = True
         else:  # it took nothing at all: that says nothing about rates
@@ -264,6 +274,7 @@ class Limit:
         self._restart_cycle(now)
 
     def _restart_cycle(self, now: float) -> None:
+        self._earlier = self._cycle_at, self._cycle_taken
         self._cycle_at, self._cycle_taken, self._cycle_refused = now, self._sent - self._refused, self._refused
 
     def _pause(self, now: float, pause_s: float, after_s: float | None = None) -> None:
@@ -362,7 +373,13 @@ class Limit:
         is_first = self._step == 1 if is_full else self._pace_step == PACE_STEP
         if (is_first and self._credit < 1) or (not is_full and self._pace >= self._most):
             return math.inf
-        return self._grown_at + max(self._settle_s(), 0.0 if is_full else max(PACE_STEP_S, 2 / self._pace))
+        if is_full:
+            return max(self._grown_at + self._settle_s(), self._sent_at + self._quiet_s())
+        return self._grown_at + max(self._settle_s(), PACE_STEP_S, 2 / self._pace)
+
+    def _quiet_s(self) -> float:
+        """Half of what lies between two requests: a probe on another's heels would be refused for that."""
+        return FEW * (self._clock() - self._cycle_at) / max(1, self._sent - self._refused - self._cycle_taken)
 
     def _grow(self, now: float, is_full: bool) -> None:
         self._grown_at = now
@@ -374,6 +391,7 @@ class Limit:
             self._step *= 2
         else:
             self._next_at += 1 / (self._pace * (1 + self._pace_step)) - 1 / self._pace
+            self._tried = self._pace
             self._pace *= 1 + self._pace_step
             self._pace_step = min(1.0, 2 * self._pace_step)
 
@@ -399,7 +417,7 @@ class Limit:
         self._trial = None
         self._trouble = 0.0
         self._restart_cycle(self._clock())
-        if trial.refused >= CHANCE_REFUSALS and share >= FEW * trial.share:
+        if trial.refused >= CHANCE_REFUSALS and FEW * trial.share <= share <= CHANCE_MOST:
             self._chance = min(share, CHANCE_MOST)
             self._ceiling = self._pace = math.inf
         else:

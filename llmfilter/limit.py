@@ -35,6 +35,7 @@ EARNED_BY = 50  # answers that earn one probe, so that probing has at most 2 % r
 SETTLE_LEAST_S = 0.05  # a round trip across the world and its jitter: sooner, silence is no consent
 PACE_STEP_S = 0.5  # a pace is tried for so long at least before it is raised again; a rate is measured over as long
 PACE_STEP = 0.02
+PACE_STEP_MOST = 0.25  # doubled within two seconds
 PACE_MARGIN = 0.98  # below the measured rate, so that a bucket refills and jitter goes unpunished
 FEW = 0.5  # of what was taken before: a refusal with fewer in flight isn't about their number
 IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in flight either
@@ -229,7 +230,7 @@ class Limit:
         ):
             if now - self._cycle_at >= PACE_STEP_S:
                 self._restart_cycle(now)
-            if held > 1.2 * self._ceiling:
+            if held > 1.2 * self._ceiling or self._ceiling == math.inf:
                 self._credit = 1.0  # it is not settled yet
             self._ceiling = max(1, held)
             self._is_peak_new = held > self._peak
@@ -256,18 +257,21 @@ class Limit:
         elif self._refused - self._cycle_refused > taken + 1:
             self._pause(now, max(SETTLE_LEAST_S, 1 / self._pace), after_s)
         elif now - self._cycle_at >= PACE_STEP_S:
-            self._measure(now, self._tried)
+            self._measure(now, max(self._tried, 1e-9))
 
     def _measure(self, now: float, tried: float = 0.0) -> None:
-        if self._pace == math.inf:  # from the refusal before the last
+        if not tried:  # after a pause: from the refusal before the last
             self._cycle_at, self._cycle_taken = self._earlier
-            self._trouble = 0.0
+        if self._pace == math.inf:
+            self._trouble, self._credit = 0.0, 1.0
         taken = self._sent - self._refused - self._cycle_taken
         if taken > 1:
             self._pace = max(tried, PACE_MARGIN * taken / max(now - self._cycle_at, PACE_STEP_S))
             self._tried = 0.0
             self._ceiling = max(self._ceiling, 2 * self._peak)
             self._is_pace = True
+        elif self._pace < math.inf:
+            self._pace *= FEW
         else:  # it took nothing at all: that says nothing about rates
             self._pace, self._ceiling, self._is_pace = math.inf, 1, False
             self._ramp_to = self._jobs
@@ -393,7 +397,7 @@ class Limit:
             self._next_at += 1 / (self._pace * (1 + self._pace_step)) - 1 / self._pace
             self._tried = self._pace
             self._pace *= 1 + self._pace_step
-            self._pace_step = min(1.0, 2 * self._pace_step)
+            self._pace_step = min(PACE_STEP_MOST, 2 * self._pace_step)
 
     def _wake(self, at: float) -> None:
         if self._timer is not None:

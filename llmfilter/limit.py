@@ -39,7 +39,10 @@ PACE_STEP_MOST = 0.25  # doubled within two seconds
 PACE_MARGIN = 0.98  # below the measured rate, so that a bucket refills and jitter goes unpunished
 FEW = 0.5  # of what was taken before: a refusal with fewer in flight isn't about their number
 IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in flight either
-ALIKE = 0.1
+ALIKE = 0.05
+MEANT = 10  # requests that make a measurement
+WINDOW_S = 1.0
+TRIAL_MOST_S = 10.0
 ALIKE_TIMES = 3
 PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
 AWAY_MOST_S = 5.0  # "within seconds": a refused connection costs nobody anything
@@ -257,25 +260,33 @@ class Limit:
         elif self._refused - self._cycle_refused > taken + 1:
             self._pause(now, max(SETTLE_LEAST_S, 1 / self._pace), after_s)
         elif now - self._cycle_at >= PACE_STEP_S:
-            self._measure(now, max(self._tried, 1e-9))
+            self._measure(now)
 
-    def _measure(self, now: float, tried: float = 0.0) -> None:
-        if not tried:  # after a pause: from the refusal before the last
-            self._cycle_at, self._cycle_taken = self._earlier
-        if self._pace == math.inf:
-            self._trouble, self._credit = 0.0, 1.0
-        taken = self._sent - self._refused - self._cycle_taken
+    def _measure(self, now: float) -> None:
+        """Set the pace to what was taken between refusals."""
+        taken, seconds = self._taken(now)
+        is_first = self._pace == math.inf
         if taken > 1:
-            self._pace = max(tried, PACE_MARGIN * taken / max(now - self._cycle_at, PACE_STEP_S))
-            self._tried = 0.0
+            self._pace = max(self._tried, PACE_MARGIN * taken / max(seconds, PACE_STEP_S))
             self._ceiling = max(self._ceiling, 2 * self._peak)
             self._is_pace = True
-        elif self._pace < math.inf:
-            self._pace *= FEW
-        else:  # it took nothing at all: that says nothing about rates
-            self._pace, self._ceiling, self._is_pace = math.inf, 1, False
-            self._ramp_to = self._jobs
+        elif is_first:  # it took nothing at all: that says nothing about rates
+            self._ceiling, self._ramp_to = 1, self._jobs
+        else:
+            self._pace *= PACE_MARGIN
+        if is_first:
+            self._trouble = 0.0
+            self._credit = float((self._paused or 0.0) < WINDOW_S)
+        self._tried = 0.0
         self._restart_cycle(now)
+
+    def _taken(self, now: float) -> tuple[int, float]:
+        """How many requests were taken, and in how many seconds, since the last refusal but so many that it means something."""
+        taken = self._sent - self._refused
+        if self._paused is None and taken - self._cycle_taken >= MEANT:
+            return taken - self._cycle_taken, now - self._cycle_at
+        at, before = self._earlier
+        return taken - before, now - at
 
     def _restart_cycle(self, now: float) -> None:
         self._earlier = self._cycle_at, self._cycle_taken
@@ -289,14 +300,15 @@ class Limit:
 
     def _resume(self) -> None:
         now = self._clock()
-        self._paused = self._single = None
         self._in_a_row = 0
         self._grown_at = now
         if self.away:
             self.away, self._ramp_to, self._ceiling = False, min(self._ceiling, self._jobs), 1
             self._restart_cycle(now)
         else:
+            self._tried = 0.0
             self._measure(now)
+        self._paused = self._single = None
         self._next_at = now + 1 / min(self._pace, self._most)
 
     # Sending
@@ -395,7 +407,7 @@ class Limit:
             self._step *= 2
         else:
             self._next_at += 1 / (self._pace * (1 + self._pace_step)) - 1 / self._pace
-            self._tried = self._pace
+            self._tried = self._pace if self._pace * PACE_STEP_S >= 4 else 0.0
             self._pace *= 1 + self._pace_step
             self._pace_step = min(PACE_STEP_MOST, 2 * self._pace_step)
 
@@ -407,8 +419,8 @@ class Limit:
     # Chance
 
     def _begin_trial(self, now: float) -> None:
-        taken = self._sent - self._refused - self._cycle_taken
-        pace = FEW * max(1, taken) / max(PACE_STEP_S, now - self._cycle_at)
+        taken, seconds = self._taken(now)
+        pace = FEW * max(1, taken) / max(PACE_STEP_S, seconds)
         ceiling = max(1.0, FEW * min(self._ceiling, self._jobs, self.in_flight + 1))
         self._trial = Trial(now, ceiling, min(pace, self._pace * FEW), self._trouble / EARNED_BY)
 
@@ -416,7 +428,9 @@ class Limit:
         trial = self._trial
         assert trial is not None
         share = trial.refused / (trial.refused + trial.taken)
-        if trial.refused < CHANCE_REFUSALS and trial.taken * trial.share < 2 * CHANCE_REFUSALS:
+        if trial.refused < CHANCE_REFUSALS and trial.taken * trial.share < 2 * CHANCE_REFUSALS and (
+            self._clock() - trial.at < TRIAL_MOST_S
+        ):
             return
         self._trial = None
         self._trouble = 0.0

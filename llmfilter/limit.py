@@ -42,10 +42,10 @@ IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in 
 ALIKE = 0.05
 MEANT = 10  # requests that make a measurement
 WINDOW_S = 1.0
-TRIAL_MOST_S = 10.0
+TRIAL_MOST_S = 3.0
 ALIKE_TIMES = 3
 PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
-AWAY_MOST_S = 5.0  # "within seconds": a refused connection costs nobody anything
+AWAY_MOST_S = 3.0  # "within seconds": a refused connection costs nobody anything
 AWAY_FAILURES = 5  # in a row, none answered: no row's own fault
 LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
 FORGET_S = 60.0  # the longest window in use: what was measured before an idle time of this length is void
@@ -104,6 +104,8 @@ class Limit:
         self._is_peak_new = False
         self._held = 0  # in flight at the last refusal of a pace
         self._cut_at = -math.inf
+        self._cut_taken = -2  # by then
+        self._base = 0  # the ceiling without its probes
         self._in_a_row = 0
         self._credit = 1.0
         self._step, self._pace_step, self._grown_at = 1.0, PACE_STEP, -math.inf
@@ -217,8 +219,13 @@ class Limit:
         self._credit = 0.0
         self._step, self._pace_step, self._ramp_to = 1.0, PACE_STEP, 0.0
         self._grown_at = now
-        self._trouble += 1
-        self._in_a_row += 1
+        taken = self._sent - self._refused
+        if taken - self._cut_taken < 2:  # chance would have taken some
+            self._in_a_row += 1
+        else:
+            self._in_a_row = 1
+            self._trouble += 1
+        self._cut_taken = taken
         previous, self._cut_at = self._cut_at, now
         if self._paused is not None:
             self._pause(now, 2 * self._paused, after_s)
@@ -233,9 +240,9 @@ class Limit:
         ):
             if now - self._cycle_at >= PACE_STEP_S:
                 self._restart_cycle(now)
-            if held > 1.2 * self._ceiling or self._ceiling == math.inf:
+            if abs(held - self._base) > ALIKE * self._base:
                 self._credit = 1.0  # it is not settled yet
-            self._ceiling = max(1, held)
+            self._ceiling = self._base = max(1, held)
             self._is_peak_new = held > self._peak
             self._peak = max(self._peak, held)
         else:
@@ -245,7 +252,7 @@ class Limit:
 
     def _lower(self, held: int) -> None:
         if not self._is_pace and held < self._ceiling:
-            self._ceiling = held
+            self._ceiling = self._base = held
             if self._is_peak_new:
                 self._peak = held
 

@@ -43,6 +43,8 @@ ALIKE = 0.05
 MEANT = 10  # requests that make a measurement
 WINDOW_S = 1.0
 TRIAL_MOST_S = 3.0
+TRIAL_LEAST = 12
+TRIAL_RARELY_S = 60.0
 ALIKE_TIMES = 3
 PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
 AWAY_MOST_S = 3.0  # "within seconds": a refused connection costs nobody anything
@@ -51,7 +53,7 @@ LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
 FORGET_S = 60.0  # the longest window in use: what was measured before an idle time of this length is void
 TROUBLE = 3.0  # cuts among the last 50 verdicts, where probing alone makes one
 CHANCE_REFUSALS = 3  # refused at half the load to call it chance
-CHANCE_MOST = 0.3  # a larger share is no chance
+CHANCE_MOST = 0.4  # a larger share is no chance
 EXCESS = 6.0  # refusals beyond twice the share of chance: a limit
 
 GIVE_UP_REFUSALS = 10
@@ -92,7 +94,7 @@ class Limit:
         self._failures = 0  # since the last answer
         self.has_answered = False
         self._chance = 0.0  # the share of refusals that are no limit
-        self._trials_after = TROUBLE
+        self._trial_from, self._trial_wait_s = -math.inf, TRIAL_MOST_S
         self._forget()
 
     def _forget(self) -> None:
@@ -194,7 +196,7 @@ class Limit:
         elif ticket.sent_at <= self._cut_at:
             self._lower(max(1, held, self.in_flight))  # of the same burst
         else:
-            self._excess, self._chance = 0.0, self._chance / 2
+            self._excess, self._chance = EXCESS / 2, self._chance / 2
             self._cut(now, held, after_s)
         self._pump()
 
@@ -224,12 +226,12 @@ class Limit:
             self._in_a_row += 1
         else:
             self._in_a_row = 1
-            self._trouble += 1
+            self._trouble += min(1.0, (now - self._cut_at) / SETTLE_LEAST_S)
         self._cut_taken = taken
         previous, self._cut_at = self._cut_at, now
         if self._paused is not None:
             self._pause(now, 2 * self._paused, after_s)
-        elif self._pace < math.inf and self._trouble > self._trials_after:
+        elif self._pace < math.inf and self._trouble > TROUBLE and now >= self._trial_from:
             self._begin_trial(now)
         elif self._pace < math.inf:
             self._cut_pace(now, held, after_s)
@@ -258,7 +260,7 @@ class Limit:
 
     def _cut_pace(self, now: float, held: int, after_s: float | None) -> None:
         taken = self._sent - self._refused - self._cycle_taken
-        is_alike = 0 < held and abs(held - self._held) <= ALIKE * held
+        is_alike = 1 < held and abs(held - self._held) <= ALIKE * held
         self._alike = self._alike + 1 if is_alike else 0
         self._held = held
         if self._alike >= ALIKE_TIMES:
@@ -434,8 +436,9 @@ class Limit:
     def _judge_trial(self) -> None:
         trial = self._trial
         assert trial is not None
-        share = trial.refused / (trial.refused + trial.taken)
-        if trial.refused < CHANCE_REFUSALS and trial.taken * trial.share < 2 * CHANCE_REFUSALS and (
+        verdicts = trial.refused + trial.taken
+        share = trial.refused / verdicts
+        if (trial.refused < CHANCE_REFUSALS or verdicts < TRIAL_LEAST) and trial.taken * trial.share < 2 * CHANCE_REFUSALS and (
             self._clock() - trial.at < TRIAL_MOST_S
         ):
             return
@@ -445,8 +448,10 @@ class Limit:
         if trial.refused >= CHANCE_REFUSALS and FEW * trial.share <= share <= CHANCE_MOST:
             self._chance = min(share, CHANCE_MOST)
             self._ceiling = self._pace = math.inf
+            self._is_pace = False
         else:
-            self._trials_after *= 2
+            self._trial_from = self._clock() + self._trial_wait_s
+            self._trial_wait_s = min(TRIAL_RARELY_S, 2 * self._trial_wait_s)
 
 
 class Trial:

@@ -42,8 +42,9 @@ IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in 
 ALIKE = 0.05
 MEANT = 10  # requests that make a measurement
 WINDOW_S = 1.0
-TRIAL_MOST_S = 3.0
-TRIAL_LEAST = 12
+TRIAL_MOST_S = 10.0
+TRIAL_LEAST = 24
+CLEAR_BY = 40
 TRIAL_RARELY_S = 60.0
 ALIKE_TIMES = 3
 PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
@@ -54,7 +55,8 @@ FORGET_S = 60.0  # the longest window in use: what was measured before an idle t
 TROUBLE = 3.0  # cuts among the last 50 verdicts, where probing alone makes one
 CHANCE_REFUSALS = 3  # refused at half the load to call it chance
 CHANCE_MOST = 0.4  # a larger share is no chance
-EXCESS = 6.0  # refusals beyond twice the share of chance: a limit
+CAUTION = 2  # refusals more than were counted
+EXCESS = 8.0  # refusals beyond twice the share of chance: a limit
 
 GIVE_UP_REFUSALS = 10
 GIVE_UP_S = 150.0
@@ -94,7 +96,7 @@ class Limit:
         self._failures = 0  # since the last answer
         self.has_answered = False
         self._chance = 0.0  # the share of refusals that are no limit
-        self._trial_from, self._trial_wait_s = -math.inf, TRIAL_MOST_S
+        self._trial_from, self._trial_wait_s = -math.inf, 3.0
         self._forget()
 
     def _forget(self) -> None:
@@ -196,7 +198,7 @@ class Limit:
         elif ticket.sent_at <= self._cut_at:
             self._lower(max(1, held, self.in_flight))  # of the same burst
         else:
-            self._excess, self._chance = EXCESS / 2, self._chance / 2
+            self._excess, self._chance = EXCESS / 2, 0.8 * self._chance
             self._cut(now, held, after_s)
         self._pump()
 
@@ -438,15 +440,14 @@ class Limit:
         assert trial is not None
         verdicts = trial.refused + trial.taken
         share = trial.refused / verdicts
-        if (trial.refused < CHANCE_REFUSALS or verdicts < TRIAL_LEAST) and trial.taken * trial.share < 2 * CHANCE_REFUSALS and (
-            self._clock() - trial.at < TRIAL_MOST_S
-        ):
+        is_clear = trial.refused >= CHANCE_REFUSALS or trial.taken >= CLEAR_BY * (1 + trial.refused)
+        if not (is_clear and verdicts >= TRIAL_LEAST) and self._clock() - trial.at < TRIAL_MOST_S:
             return
         self._trial = None
         self._trouble = 0.0
         self._restart_cycle(self._clock())
-        if trial.refused >= CHANCE_REFUSALS and FEW * trial.share <= share <= CHANCE_MOST:
-            self._chance = min(share, CHANCE_MOST)
+        if verdicts >= TRIAL_LEAST and trial.refused >= CHANCE_REFUSALS and FEW * trial.share <= share <= CHANCE_MOST:
+            self._chance = min((trial.refused + CAUTION) / verdicts, CHANCE_MOST)
             self._ceiling = self._pace = math.inf
             self._is_pace = False
         else:

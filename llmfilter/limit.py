@@ -242,7 +242,7 @@ class Limit:
             and self._in_a_row < max(IN_A_ROW, FEW * self._peak)
             and self._trouble <= TROUBLE
         ):
-            if now - self._cycle_at >= PACE_STEP_S:
+            if now - self._cycle_at >= PACE_STEP_S and self._in_a_row == 1:
                 self._restart_cycle(now)
             if abs(held - self._base) > ALIKE * self._base:
                 self._credit = 1.0  # it is not settled yet
@@ -410,7 +410,6 @@ class Limit:
 
     def _grow(self, now: float, is_full: bool) -> None:
         self._grown_at = now
-        self._in_a_row = 0
         if is_full and self._ceiling < self._ramp_to:
             self._ceiling = min(self._ramp_to, 2 * self._ceiling)
         elif is_full:

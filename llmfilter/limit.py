@@ -4,24 +4,25 @@ Theory of operation. Until something is refused there is no limit, and nothing h
 refusal is a measurement, and an exact one:
 
 - If the server takes C *at a time*, C were under way when it refused. So C is what was in flight when the refused
-  request was sent, less those of them that were refused too: right for a first burst of any size and for refusals that
-  take long. This is the *ceiling*; keeping to it costs no slot and no refusal, whatever the answers' lengths are.
+  request was sent, less those of them that were refused too: right for a first burst of any size, and for refusals
+  that take long. This is the *ceiling*; keeping to it costs no slot and no refusal, however long answers take.
 - If it takes a *rate*, its bucket was empty at this refusal and at the one before (or its window ended there), so the
   rate is what it took in between, over the time in between. This is the *pace*; requests go out evenly.
 
-A refusal is blamed on the number in flight as long as it was not much lower than what was taken before. Refused with
-few in flight, or several times with nothing taken in between, it must be a rate; when a rate is refused twice with the
-same number in flight, it was a number after all. By Little's law the two bounds are near each other in any case.
+A refusal is blamed on the number in flight as long as that was not much lower than what was taken before. Refused with
+few in flight, several times with nothing taken in between, or far more often than probing explains, it must be a rate;
+when a rate is refused with the same number in flight each time, it was a number after all. The other bound stays in
+force at twice what was seen, so a server may have both.
 
-Upwards: a probe is *one* more request (or 2 % more a second); if it isn't refused in the time that refusals take, twice as
-much is added, and so on. So a limit that grew or was guessed too low is found in a second or two, and a true one costs one
-refusal a probe. A probe must be earned by 50 answers: that keeps refusals at 2 %.
+Upwards: a probe is *one* more request (or 2 % more a second). If it isn't refused in the time that refusals take,
+twice as much is added, and so on: a limit that grew, or was guessed too low, is found in a second or two, and a true
+one costs one refusal a probe. A probe is earned by 50 answers, which keeps refusals at 2 %.
 
-When all is refused, only a single request is out, after pauses that double (a fixed window, a server that loads). The same
-single probes wait for a server that is away: connections refused, 5xx to everything.
+When a pace is refused again and again, only a single request is out, after pauses that double (a window that is used
+up, a server that loads). Such single probes also wait for a server that is away: connections refused, 5xx to all.
 
-Some refusals are chance: one bad replica, a busy gateway. If they go on, sending is halved for a few dozen requests;
-if the share of refusals stays, the limit isn't ours, and that share is tolerated from then on.
+Some refusals are chance: one bad replica, a busy gateway. If they go on although the pace was cut, the load is halved
+for some dozen requests; if refusals stay, the limit isn't ours, and that share is tolerated from then on.
 """
 
 import asyncio
@@ -32,34 +33,37 @@ from collections.abc import Callable
 from llmfilter.errors import Abandoned
 
 EARNED_BY = 50  # answers that earn one probe, so that probing has at most 2 % refused
-SETTLE_LEAST_S = 0.05  # a round trip across the world and its jitter: sooner, silence is no consent
-PACE_STEP_S = 0.5  # a pace is tried for so long at least before it is raised again; a rate is measured over as long
-PACE_STEP = 0.02
-PACE_STEP_MOST = 0.25  # doubled within two seconds
-PACE_MARGIN = 0.98  # below the measured rate, so that a bucket refills and jitter goes unpunished
+UNEARNED_S = 120.0  # a probe after so long anyway: what is in flight may hang
+SETTLE_LEAST_S = 0.05  # more than a refusal's jitter: sooner, silence is no consent
 FEW = 0.5  # of what was taken before: a refusal with fewer in flight isn't about their number
 IN_A_ROW = 4  # refusals with nothing taken in between: not about the number in flight either
-ALIKE = 0.05
+ALIKE, ALIKE_TIMES = 0.05, 3  # so often in a row the same number in flight (below 20: exactly) is no rate's doing
+
+PACE_STEP_S = 0.5  # a pace is tried for so long at least before it is raised; a rate is measured over as long
+TRIED_BY = 4  # and by so many requests
+PACE_STEP, PACE_STEP_MOST = 0.02, 0.25  # doubled within two seconds, with little overshoot
+PACE_MARGIN = 0.98  # of the measured rate, so that a bucket refills and jitter goes unpunished
 MEANT = 10  # requests that make a measurement
-WINDOW_S = 1.0
-TRIAL_MOST_S = 10.0
-TRIAL_LEAST = 24
-CLEAR_BY = 40
-TRIAL_RARELY_S = 60.0
-ALIKE_TIMES = 3
-PAUSE_MOST_S = 15.0  # a window of a minute is found again with a quarter of it lost at most, and a few refusals
-AWAY_MOST_S = 3.0  # "within seconds": a refused connection costs nobody anything
+CAREFUL = 0.9  # no deeper cut after a measurement by fewer
+PAUSE_MOST_S = 15.0  # a quarter of the usual window: it is found again late by so much at most
+WINDOW_S = 1.0  # after a pause as long as this it was a window, measured whole: no need to probe at once
+AWAY_MOST_S = 3.0  # a refused connection costs nobody anything
 AWAY_FAILURES = 5  # in a row, none answered: no row's own fault
 LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
 FORGET_S = 60.0  # the longest window in use: what was measured before an idle time of this length is void
-TROUBLE = 3.0  # cuts among the last 50 verdicts, where probing alone makes one
-CHANCE_REFUSALS = 3  # refused at half the load to call it chance
-CHANCE_MOST = 0.4  # a larger share is no chance
-CAUTION = 2  # refusals more than were counted
-EXCESS = 8.0  # refusals beyond twice the share of chance: a limit
 
-GIVE_UP_REFUSALS = 10
-GIVE_UP_S = 150.0
+TROUBLE = 3.0  # cuts among the last 50 verdicts, where probing alone makes one
+TRIAL_MOST_S = 10.0  # at half the load
+TRIAL_LEAST = 24  # verdicts: with 20 % refused by chance, 40 % of them are hardly ever
+TRIAL_FIRST_S, TRIAL_RARELY_S = 3.0, 60.0  # between trials that found a limit: twice as long each time
+CLEAR_BY = 40  # answers for each refusal clear a trial: the limit is real
+CHANCE_REFUSALS = 3  # at half the load: it is chance
+CHANCE_MOST = 0.4  # a larger share is no chance
+CAUTION = 2  # refusals more than were counted, lest chance be taken for a limit again
+EXCESS = 8.0  # refusals beyond what chance explains: a limit
+
+GIVE_UP_REFUSALS = 10  # even where one request in five is refused by chance, it is one row in ten million
+GIVE_UP_S = 150.0  # by then a limit counted by the minute has begun anew twice
 
 
 class Ticket:
@@ -90,13 +94,13 @@ class Limit:
         self._draining = False
         self.in_flight = 0
         self._sent = self._refused = 0
-        self._next_at = self._sent_at = -math.inf
+        self._next_at = self._sent_at = self._most_at = -math.inf  # by the pace; the last; by the most
         self._refusal_s = 0.0  # how long a refusal takes
         self._stuck_at: float | None = None
         self._failures = 0  # since the last answer
         self.has_answered = False
         self._chance = 0.0  # the share of refusals that are no limit
-        self._trial_from, self._trial_wait_s = -math.inf, 3.0
+        self._trial_from, self._trial_wait_s = -math.inf, TRIAL_FIRST_S
         self._forget()
 
     def _forget(self) -> None:
@@ -142,14 +146,14 @@ class Limit:
             return self._send(self._clock())
         if self._draining:
             raise Abandoned
-        turn = self._loop.create_future()
+        turn: asyncio.Future[Ticket] = self._loop.create_future()
         self._waiting.append(turn)
         self._pump()
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._back()
+                self.release(turn.result())
             raise
 
     def drain(self) -> None:
@@ -189,7 +193,9 @@ class Limit:
         self._stuck(now)
         self._free = False
         self.in_flight -= 1
-        if self._trial and ticket.sent_at > self._trial.at:
+        if ticket is self._single:
+            self._cut(now, held, after_s)
+        elif self._trial and ticket.sent_at > self._trial.at:
             self._trial.refused += 1
             self._judge_trial()
         elif self._chance and self._excess < EXCESS:
@@ -212,9 +218,17 @@ class Limit:
             if ticket is self._single:
                 self._pause(now, 2 * self._paused)
         elif self.has_answered and self._failures >= AWAY_FAILURES:
-            self.away, self._free = True, False
+            self.away, self._free, self._trial = True, False, None
             self._cut_at = now
             self._pause(now, PACE_STEP_S)
+        self._pump()
+
+    def release(self, ticket: Ticket) -> None:
+        """The request was given up before there was a verdict: nothing is learned from it."""
+        self.in_flight -= 1
+        self._sent -= 1
+        if ticket is self._single:
+            self._single = None
         self._pump()
 
     # Downwards
@@ -230,7 +244,9 @@ class Limit:
             self._in_a_row = 1
             self._trouble += min(1.0, (now - self._cut_at) / SETTLE_LEAST_S)
         self._cut_taken = taken
-        previous, self._cut_at = self._cut_at, now
+        self._cut_at = now
+        if self._pace == math.inf and now - self._cycle_at > FORGET_S:
+            self._restart_cycle(now)
         if self._paused is not None:
             self._pause(now, 2 * self._paused, after_s)
         elif self._pace < math.inf and self._trouble > TROUBLE and now >= self._trial_from:
@@ -244,14 +260,12 @@ class Limit:
         ):
             if now - self._cycle_at >= PACE_STEP_S and self._in_a_row == 1:
                 self._restart_cycle(now)
-            if abs(held - self._base) > ALIKE * self._base:
+            if self._ceiling == math.inf or abs(held - self._base) > ALIKE * self._base:
                 self._credit = 1.0  # it is not settled yet
             self._ceiling = self._base = max(1, held)
             self._is_peak_new = held > self._peak
             self._peak = max(self._peak, held)
         else:
-            if now - max(previous, self._cycle_at) > FORGET_S:
-                self._restart_cycle(now)
             self._pause(now, SETTLE_LEAST_S, after_s)
 
     def _lower(self, held: int) -> None:
@@ -262,7 +276,7 @@ class Limit:
 
     def _cut_pace(self, now: float, held: int, after_s: float | None) -> None:
         taken = self._sent - self._refused - self._cycle_taken
-        is_alike = 1 < held and abs(held - self._held) <= ALIKE * held
+        is_alike = held > 1 and abs(held - self._held) <= ALIKE * held
         self._alike = self._alike + 1 if is_alike else 0
         self._held = held
         if self._alike >= ALIKE_TIMES:
@@ -278,7 +292,10 @@ class Limit:
         taken, seconds = self._taken(now)
         is_first = self._pace == math.inf
         if taken > 1:
-            self._pace = max(self._tried, PACE_MARGIN * taken / max(seconds, PACE_STEP_S))
+            measured = PACE_MARGIN * taken / max(seconds, PACE_STEP_S)
+            if taken < MEANT and self._in_a_row <= 1 and not is_first:
+                measured = max(measured, CAREFUL * self._pace)
+            self._pace = max(self._tried, measured)
             self._ceiling = max(self._ceiling, 2 * self._peak)
             self._is_pace = True
         elif is_first:  # it took nothing at all: that says nothing about rates
@@ -292,7 +309,7 @@ class Limit:
         self._restart_cycle(now)
 
     def _taken(self, now: float) -> tuple[int, float]:
-        """How many requests were taken, and in how many seconds, since the last refusal but so many that it means something."""
+        """Return how many requests were taken in how many seconds: since the last refusal, or the one before."""
         taken = self._sent - self._refused
         if self._paused is None and taken - self._cycle_taken >= MEANT:
             return taken - self._cycle_taken, now - self._cycle_at
@@ -300,7 +317,8 @@ class Limit:
         return taken - before, now - at
 
     def _restart_cycle(self, now: float) -> None:
-        self._earlier = self._cycle_at, self._cycle_taken
+        is_recent = now - self._cycle_at <= FORGET_S
+        self._earlier = (self._cycle_at, self._cycle_taken) if is_recent else (now, self._sent - self._refused)
         self._cycle_at, self._cycle_taken, self._cycle_refused = now, self._sent - self._refused, self._refused
 
     def _pause(self, now: float, pause_s: float, after_s: float | None = None) -> None:
@@ -320,7 +338,7 @@ class Limit:
             self._tried = 0.0
             self._measure(now)
         self._paused = self._single = None
-        self._next_at = now + 1 / min(self._pace, self._most)
+        self._next_at = now + 1 / self._pace
 
     # Sending
 
@@ -341,11 +359,6 @@ class Limit:
         self._sent_at = now
         return ticket
 
-    def _back(self) -> None:
-        self.in_flight -= 1
-        self._sent -= 1
-        self._pump()
-
     def _pump(self) -> None:
         """Send what may be sent, and come again when more may."""
         now = self._clock()
@@ -361,11 +374,11 @@ class Limit:
                     self._wake(wake_at)
                 return
             ticket = self._send(now)
+            self._most_at = max(self._most_at, now - LATE_S) + 1 / self._most
             if self._paused is not None:
                 self._single = ticket
-                self._next_at = now + 1 / self._most
             else:
-                self._next_at = max(self._next_at, now - LATE_S) + 1 / min(self._bounds()[1], self._most)
+                self._next_at = max(self._next_at, now - LATE_S) + 1 / self._bounds()[1]
             self._waiting.popleft().set_result(ticket)
 
     def _bounds(self) -> tuple[float, float]:
@@ -375,34 +388,36 @@ class Limit:
 
     def _blocked_until(self, now: float) -> float:
         """When to look again whether the next may be sent: now if it may."""
+        ready_at = max(self._next_at, self._most_at)
         if self._paused is not None:
             if self._single is None:
-                return self._next_at
+                return ready_at
             if self.away:
                 return math.inf
             if (survived_at := self._single.sent_at + self._settle_s()) > now:
                 return survived_at
             self._resume()
+            ready_at = max(self._next_at, self._most_at)
         ceiling, pace = self._bounds()
-        if self.in_flight < ceiling and self._next_at <= now:
+        if self.in_flight < ceiling and ready_at <= now:
             return now
         if self._trial:
-            return self._next_at if self.in_flight < ceiling else math.inf
+            return ready_at if self.in_flight < ceiling else math.inf
         is_full = self.in_flight >= ceiling
         if (grow_at := self._grow_at(is_full)) <= now:
             self._grow(now, is_full)
             return self._blocked_until(now)
-        return grow_at if is_full else min(self._next_at, grow_at) if pace < self._most else self._next_at
+        return grow_at if is_full else min(ready_at, grow_at) if pace < self._most else ready_at
 
     def _grow_at(self, is_full: bool) -> float:
         if is_full and self._ceiling < self._ramp_to:
             return self._grown_at + self._settle_s()
         is_first = self._step == 1 if is_full else self._pace_step == PACE_STEP
         if (is_first and self._credit < 1) or (not is_full and self._pace >= self._most):
-            return math.inf
+            return self._grown_at + UNEARNED_S if is_full else math.inf
         if is_full:
             return max(self._grown_at + self._settle_s(), self._sent_at + self._quiet_s())
-        return self._grown_at + max(self._settle_s(), PACE_STEP_S, 2 / self._pace)
+        return self._grown_at + max(self._settle_s(), PACE_STEP_S, TRIED_BY / self._pace)
 
     def _quiet_s(self) -> float:
         """Half of what lies between two requests: a probe on another's heels would be refused for that."""
@@ -468,8 +483,7 @@ class Trial:
 class Patience:
     """When to give up one row that is refused again and again while others are answered.
 
-    After ten refusals, 150 s at least and others answered in the meantime: by then a limit counted by the minute has begun
-    anew twice, and even where one request in five is refused by chance, ten in a row meet one row in ten million.
+    After ten refusals and 150 s, if as many others were answered in the meantime.
     """
 
     def __init__(self) -> None:

@@ -36,10 +36,12 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
     """Run on a virtual clock."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         failures: list[BaseException] = []
+        task: asyncio.Future[Any] | None = None
 
         def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             failures.append(context.get("exception") or RuntimeError(context["message"]))
-            task.cancel()
+            if task is not None:
+                task.cancel()
 
         async def watched() -> Any:
             nonlocal task
@@ -47,7 +49,6 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
             task = asyncio.ensure_future(main)
             return await task
 
-        task: asyncio.Future[Any]
         try:
             return runner.run(watched())
         except asyncio.CancelledError:

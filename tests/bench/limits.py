@@ -1,3 +1,4 @@
+# ruff: noqa: E402, E501
 """A limit's table: each case beside an oracle that knows the limit, and beside the version before.
 
     python tests/bench/limits.py [PART OF A NAME] [--only-new]
@@ -5,8 +6,10 @@
 
 import math
 import multiprocessing
+import random
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -25,16 +28,16 @@ class Before:
     def __init__(self, case: Case) -> None:
         self._pace = Pace(case.per_s_most)
 
-    def turn(self):
+    def turn(self) -> Awaitable[float]:
         return self._pace.turn()
 
-    def answered(self, ticket):
+    def answered(self, ticket: float) -> None:
         self._pace.accept(ticket)
 
-    def refused(self, ticket, after_s):
+    def refused(self, ticket: float, after_s: float | None) -> None:
         self._pace.reject(ticket)
 
-    def failed(self, ticket):
+    def failed(self, ticket: float) -> None:
         pass
 
 
@@ -60,7 +63,7 @@ def cases() -> list[Case]:
         (50, log_normal(0.001), 64), (1000, log_normal(0.01), 200), (3000, log_normal(0.005), 200),
     ):
         rows = min(60000, max(100, 60 * rate)) if rate < 1000 else 30 * rate
-        length = answer_s(__import__("random").Random(1))
+        length = answer_s(random.Random(1))
         name = f"{rate}/s, ~{length:.2g} s"
         found.append(Case(f"bucket 0.2 s {name}", lambda r=rate: [Bucket(r, r / 5)], jobs, rows, answer_s))
         found.append(Case(f"sliding 1 s {name}", lambda r=rate: [Sliding(r, 1.0)], jobs, rows, answer_s))

@@ -30,6 +30,9 @@ test-dist: .venv-dist/made  ## build wheel and sdist, install them with pip, pip
 bench: .venv/dev  ## measure it beside nginx, jq, wrk and other clients (BENCH='--only live --rounds 3')
 	@$(BIN)/python tests/bench/bench.py $(BENCH)
 
+bench-limits: .venv/dev  ## how a limit is found, on simulated servers, beside an oracle (LIMITS="slots 8")
+	@$(BIN)/python tests/bench/limits.py $(LIMITS)
+
 lint: .venv/dev  ## ruff and mypy --strict
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
@@ -82,4 +85,4 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 
-.PHONY: help demo demo-schema test test-all test-dist bench lint install uninstall clean python
+.PHONY: help demo demo-schema test test-all test-dist bench bench-limits lint install uninstall clean python

@@ -12,7 +12,7 @@ The modules, in the order in which a row meets them:
     replay      such an answer → output line
     inflight    requests under way: who shares one, who has a slot, which line is the first unfinished
     conversation  sent, sent again, asked again, until an answer passes (breaker: what ends a run)
-    chat        one request, when the server's limits allow it (faults: what an error means; pace)
+    chat        one request, when the server's limits allow it (faults: what an error means; limit)
     wire        aiohttp: one request out, one bounded answer in (quick: its fast way; deadlines: its timeout)
     completion  response body → the model's content
     answer      content → one JSON object that passed its checks (schema)

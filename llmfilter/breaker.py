@@ -16,6 +16,7 @@ class Breaker:
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
         self._has_answered = False
+        self._has_spoken = False
         self._rejected = 0
         self._unsent = 0
 
@@ -23,11 +24,15 @@ class Breaker:
         """Note that the server has answered a row."""
         self._has_answered = True
 
+    def hear(self, fault: RowError) -> None:
+        """Note that the server has said something, if only in an error."""
+        self._has_spoken |= fault.status is not None
+
     def reject(self, fault: RowError) -> None:
         """Note that a row has failed for good; raise RunError if all of them would."""
         if self._has_answered or self._stats.answered:
             return
-        if fault.kind == "network":
+        if fault.kind == "network" and not self._has_spoken:
             raise RunError(f"the server can't be reached: {fault.message}: check -u (or $OPENAI_BASE_URL)")
         if isinstance(fault, faults.ModelMissing):
             raise RunError(f"the server has no such model ({fault.message}): check -m and -u")

@@ -11,7 +11,7 @@ from llmfilter import faults
 from llmfilter.completion import Completion, Faulty, parse_completion
 from llmfilter.endpoint import Endpoint
 from llmfilter.errors import Abandoned, Retryable, RowError, RunError, printable
-from llmfilter.pace import Pace
+from llmfilter.limit import Limit, Ticket
 from llmfilter.record import parse_json
 from llmfilter.stats import Stats
 from llmfilter.wire import Reply, Wire
@@ -30,16 +30,16 @@ class Counted(Protocol):
 class Chat:
     """A client for one endpoint. To be made on a running loop; `close` it in the end.
 
-    at_server: how many requests are under way; draining: set once nothing may be sent any more.
+    at_server: how many requests are under way; answers: how many there have been; draining: set once
+    nothing may be sent any more.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float, rate_most: float, stats: Stats) -> None:
+    def __init__(self, endpoint: Endpoint, timeout_s: float, limit: Limit, stats: Stats) -> None:
         self._wire = Wire(endpoint, timeout_s)
         self._mask = endpoint.mask
-        self._pace = Pace(rate_most, sleep=self._sleep)
-        self._limited_since: float | None = None
+        self.limit = limit
         self.stats = stats
-        self.at_server = 0
+        self.at_server = self.answers = 0
         self.draining = asyncio.Event()
 
     async def close(self) -> None:
@@ -49,11 +49,7 @@ class Chat:
     def drain(self) -> None:
         """Send nothing more: what waits to be sent is abandoned, what is under way goes on."""
         self.draining.set()
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether sending is slowed down to what the server bears."""
-        return self._pace.is_limited
+        self.limit.drain()
 
     async def send(self, body: bytes, sender: Counted) -> Completion:
         """Send a request once, when its turn comes; return the completion.
@@ -62,7 +58,7 @@ class Chat:
         """
         if self.draining.is_set():
             raise Abandoned
-        sent_at = await self._pace.turn()
+        ticket = await self.limit.turn()
         self.stats.retries += bool(sender.attempts)
         self.stats.requests += 1
         sender.attempts += 1
@@ -70,12 +66,15 @@ class Chat:
         try:
             completion = self._completion(await self._wire.post(body))
         except (RowError, RunError) as fault:
-            self._adapt(fault, sent_at)
-            raise self.clean(fault) from None
+            self._learn(self.clean(fault), ticket)
+            raise fault from None
+        except BaseException:
+            self.limit.release(ticket)
+            raise
         finally:
             self.at_server -= 1
-        self._pace.accept(sent_at)
-        self._limited_since = None
+        self.limit.answered(ticket)
+        self.answers += 1
         self.stats.billed_prompt += completion.prompt_tokens
         self.stats.billed_completion += completion.completion_tokens
         return completion
@@ -90,39 +89,25 @@ class Chat:
         except (ValueError, TypeError, LookupError):
             raise RowError("server", "it sent no list of models") from None
 
-    async def _sleep(self, wait_s: float) -> None:
-        try:
-            async with asyncio.timeout(wait_s):
-                await self.draining.wait()
-        except TimeoutError:
+    def _learn(self, fault: RowError | RunError, ticket: Ticket) -> None:
+        """Tell the limit what became of a request; raise RunError where that ends the run."""
+        if isinstance(fault, RunError) or not isinstance(fault, Retryable) or fault.kind == "server":
+            self.limit.answered(ticket)
+            if isinstance(fault, Faulty) and (end := faults.classify_hidden(fault.document)):
+                raise self.clean(end)
             return
-        raise Abandoned
-
-    def _adapt(self, fault: RowError | RunError, sent_at: float) -> None:
-        if isinstance(fault, Faulty) and (end := faults.classify_hidden(fault.document)):
-            raise self.clean(end)
-        if isinstance(fault, Retryable):
-            if fault.is_refusal:
-                self._wait_out(fault, sent_at)
-            elif (fault.after_s or 0) > LIMIT_S:
-                fault.after_s = None  # a fault is not waited out for so long
+        if not fault.is_refusal:
+            self.limit.failed(ticket)
         else:
-            self._pace.accept(sent_at)
-
-    def _wait_out(self, fault: Retryable, sent_at: float) -> None:
-        if fault.status == 429 or fault.after_s is not None:  # a model that loads says nothing about rates
-            self._pace.reject(sent_at)
-        now = asyncio.get_running_loop().time()
-        if self._limited_since is None:
-            self._limited_since = now
-        message = self.clean(fault).message
-        if (fault.after_s or 0) > LIMIT_S:
+            self.limit.refused(ticket, fault.after_s)
+            if (fault.after_s or 0) > LIMIT_S:
+                raise RunError(
+                    f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
+                    "give the same command again after that"
+                )
+        if self.limit.stuck_s >= LIMIT_S:
             raise RunError(
-                f"the server asks to wait {fault.after_s:.0f} s ({message}): give the same command again after that"
-            )
-        if now - self._limited_since > LIMIT_S:
-            raise RunError(
-                f"the server has refused every request for {LIMIT_S / 60:.0f} minutes ({message}): "
+                f"the server has answered nothing for {LIMIT_S / 60:.0f} minutes, at last with {fault.message}: "
                 "give the same command again later"
             )
 

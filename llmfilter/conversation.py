@@ -12,6 +12,7 @@ from llmfilter.breaker import Breaker
 from llmfilter.completion import Completion
 from llmfilter.errors import Abandoned, Retryable, RowError
 from llmfilter.inflight import InFlight, Request
+from llmfilter.limit import Patience
 
 if TYPE_CHECKING:
     from llmfilter.chat import Chat
@@ -41,7 +42,7 @@ class Conversation:
 
     async def hold(self, request: Request) -> tuple[Completion, Answer]:
         """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
-        body, reasks_left, failures = request.body, self._job.reasks, 0
+        body, reasks_left, failures, patience = request.body, self._job.reasks, 0, Patience()
         if request.unusable and reasks_left:
             body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
         while True:
@@ -50,10 +51,16 @@ class Conversation:
                 self._breaker.succeed()
                 return completion, self._parse(completion)
             except Retryable as fault:
-                failures += not fault.is_refusal
-                if failures > self._job.retries:
+                self._breaker.hear(fault)
+                if fault.is_refusal:
+                    is_over = patience.is_over(asyncio.get_running_loop().time(), self._chat.answers)
+                    wait_s = faults.wait_s(fault.after_s, patience.refusals, random.random())
+                else:
+                    failures += not self._chat.limit.away  # which is no fault of this row
+                    is_over = failures > self._job.retries
+                    wait_s = faults.wait_s(fault.after_s, max(1, failures), random.random())
+                if is_over:
                     raise self._reject(fault) from None
-                wait_s = faults.wait_s(fault.after_s, failures or 1, random.random())
             except RowError as fault:
                 if not reasks_left or fault.kind not in _REASKED or self._chat.draining.is_set():
                     raise self._reject(fault) from None

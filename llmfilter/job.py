@@ -61,8 +61,9 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
 
     def connect() -> "Chat":
         from llmfilter.chat import Chat
+        from llmfilter.limit import Limit
 
-        return Chat(endpoint, args.timeout, args.rpm / 60, stats)
+        return Chat(endpoint, args.timeout, Limit(args.jobs, args.rpm / 60), stats)
 
     model = args.model or environ.get("OPENAI_MODEL")
     if not model:

@@ -53,14 +53,14 @@ class Snapshot(NamedTuple):
 
     bytes_done: about how much of the input has its lines; at_server: requests under way there; held:
     whether answers wait for the reader of the output; first_unfinished: the lowest line without an
-    outcome, or None; limit: whether sending is slowed down.
+    outcome, or None; limit: what was found of the server's limit, if any.
     """
 
     bytes_done: float
     at_server: int
     held: bool
     first_unfinished: int | None
-    is_limited: bool
+    limit: str | None
 
 
 class Pipeline:
@@ -126,7 +126,7 @@ class Pipeline:
             chat.at_server if chat else 0,
             self.output.size > 0,
             min([line for line in lines if line is not None], default=None),
-            chat.is_limited if chat else False,
+            chat.limit.found if chat else None,
         )
 
     async def _take_all(self) -> None:

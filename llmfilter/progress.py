@@ -104,8 +104,8 @@ class Progress:
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
         said.append(f"{now.at_server:,} in flight")
-        if now.is_limited:
-            said.append("waiting for the rate limit")
+        if now.limit:
+            said.append(f"limit {now.limit}")
         if stats.cached:
             said.append(f"{stats.cached:,} from cache")
         said.append(f"{short(stats.billed_prompt + stats.billed_completion)} tokens")

@@ -1,7 +1,7 @@
 """What ends a run: the server refuses every row, or it has no chance."""
 
+import asyncio
 import json
-import time
 
 import pytest
 from program import ASK, Program, Programs, rows
@@ -132,27 +132,23 @@ def test_a_rate_limit_uses_no_attempt_up(server: Server, program: Programs) -> N
     assert run.status == 0 and len(run.lines) == 2 and len(seen) == 6
 
 
-@pytest.mark.parametrize("headers", [{}, {"Retry-After": "1"}], ids=["backoff", "retry-after"])
-def test_a_limit_of_200_a_second_is_found_in_real_time(
-    headers: dict[str, str], server: Server, program: Programs
-) -> None:
-    """The token bucket of test_pace, on the real clock: every row answered, hardly a request rejected."""
-    rate, jobs = 200, 128
-    tokens, at = rate / 5, time.monotonic()
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_with_8_slots_loses_no_row_and_hardly_refuses(status: int, server: Server, program: Programs) -> None:
+    jobs, slots, busy = 64, 8, 0
     verdicts = []
 
-    def answer(request: Request) -> Reply:
-        nonlocal tokens, at
-        now = time.monotonic()
-        tokens, at = min(rate / 5, tokens + (now - at) * rate), now
-        verdicts.append(tokens >= 1)
-        if tokens < 1:
-            return error(429, "slow down", headers)
-        tokens -= 1
+    async def answer(request: Request) -> Reply:
+        nonlocal busy
+        verdicts.append(busy < slots)
+        if busy == slots:
+            return error(status, "no room now")
+        busy += 1
+        await asyncio.sleep(0.02)  # what an answer takes: without it no two would ever meet
+        busy -= 1
         return echo(request)
 
     server.answer = answer
-    run = program.run(*ASK, "-j", str(jobs), "-r", "0", input=rows(range(1200)))
-    assert run.status == 0 and len(run.lines) == 1200
+    run = program.run(*ASK, "-j", str(jobs), "-r", "0", input=rows(range(1000)))
+    assert run.status == 0 and len(run.lines) == 1000
     later = verdicts[jobs:]  # after the first burst
-    assert later.count(False) <= 0.05 * len(later)
+    assert later.count(False) <= 0.06 * len(later)

@@ -5,7 +5,6 @@ import gzip
 import json
 import random
 import socket
-import sys
 import threading
 import zlib
 from collections import Counter
@@ -298,14 +297,3 @@ def test_large_requests_that_the_server_does_not_read_leave_no_memory_behind(pro
         run.finish()
     assert run.status == 1
     assert memory_kb < count * size // 1000
-
-
-def test_an_unusable_answer_ends_a_time_of_limits_too(server: Server, program: Programs) -> None:
-    replies = [error(429, "slow down"), completion("no JSON"), error(429, "slow down"), completion({"n": 1})]
-    server.answer = lambda request: replies[len(server.requests) - 1]
-    program.write(
-        "launch.py",
-        "import sys, llmfilter.chat, llmfilter.cli\nllmfilter.chat.LIMIT_S = 0\nsys.exit(llmfilter.cli.main())",
-    )
-    run = program.run(*ASK, "-j", "1", "--reask", "0", input=rows(range(2)), command=[sys.executable, "launch.py"])
-    assert ([line["error"] for line in run.errors], len(run.lines)) == (["unparsable"], 1)

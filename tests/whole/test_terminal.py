@@ -189,10 +189,10 @@ def test_without_a_file_the_bar_counts(program: Programs, server: Server, termin
     assert re.fullmatch(r"1 rows · [\d.]+ rows/s · 2 in flight · 10 tokens", terminal.screen[0].strip())
 
 
-def test_the_bar_says_that_the_rate_limit_makes_it_wait(program: Programs, server: Server, terminal: Terminal) -> None:
+def test_the_bar_names_the_limit_that_was_found(program: Programs, server: Server, terminal: Terminal) -> None:
     server.answer = lambda request: error(429, "slow down", {"Retry-After": "500"})
     start(program, terminal).write(rows(range(3)))
-    terminal.wait("waiting for the rate limit")
+    terminal.wait("limit 1 at a time")
 
 
 def test_the_bar_counts_what_failed_and_what_the_cache_gave(

@@ -6,6 +6,7 @@ stands, which keys that has and what it cost, so that a replay need not parse th
 """
 
 import struct
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -13,7 +14,7 @@ import orjson
 
 from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
-from llmfilter.record import drop_repeated, dump_text, parse_json
+from llmfilter.record import dump_text, parse_json
 
 # Format version; where the keys end that follow; where the content's JSON string starts and ends (both
 # 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content is
@@ -116,31 +117,29 @@ def _count(tokens: Any) -> int:
     return tokens if type(tokens) is int and 0 <= tokens <= _UINT32_MAX else 0
 
 
-def pack(key: bytes, completion: Completion) -> bytes:
-    """Return a completion as it is stored under a key."""
+def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, Any]] | None = None) -> bytes:
+    """Return a completion as it is stored under a key; answer: the object found in it, and its keys, if known."""
     tokens = completion.prompt_tokens, completion.completion_tokens
     body, literal = completion.body, dump_text(completion.content)
     at = body.find(literal)  # wherever it stands: equal bytes read back as equal text
     keys, start, end = b"", 0, 0
     if at >= 0:
-        keys = _keys(completion.content)
+        keys = _keys(completion.content, *answer) if answer else b""
         start = HEADER.size + len(keys) + at
         end = start + len(literal)
     stored = HEADER.pack(VERSION, HEADER.size + len(keys), start, end, *tokens) + keys + body
     return stored + crc32(stored, crc32(key)).to_bytes(_CRC_BYTES, "little")
 
 
-def _keys(content: str) -> bytes:
-    if not (content.startswith("{") and content.endswith("}")) or "\n" in content or "\r" in content:
+def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
+    """Return the keys of an answer that is all there is in its content, else nothing."""
+    if not answer_keys or answer != content.encode("utf-8", "backslashreplace"):
         return b""
     try:
-        value = orjson.loads(content)
-        keys = orjson.dumps(list(value))
-    except orjson.JSONDecodeError:
+        keys = orjson.dumps(list(answer_keys))
+    except orjson.JSONEncodeError:  # a lone surrogate
         return b""
-    if drop_repeated(content, value) is not content:
-        return b""
-    return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
+    return keys if len(keys) <= _KEYS_BYTES_MOST else b""
 
 
 def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:

@@ -78,6 +78,7 @@ class Pipeline:
         self._breaker = Breaker(stats)
         self._replay = Replay(job.checks, stats)
         self._chat: Chat | None = None
+        self._conversation: Conversation | None = None
         self._tasks = asyncio.TaskGroup()
         self._number = 0  # of the line taken last
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
@@ -216,8 +217,8 @@ class Pipeline:
         """Take a request from its queue to its rows' lines."""
         outcome: tuple[Completion, Answer] | RowError
         try:
-            outcome = await self._converse(request)
-            is_stored = await self._job.cache.put(request.key, pack(request.key, outcome[0]))
+            outcome = await self._talk().hold(request)
+            is_stored = await self._job.cache.put(request.key, pack(request.key, *outcome))
             self.stats.unstored += not is_stored
         except RowError as error:
             outcome = error.with_traceback(None)  # its frames would keep the request's bytes alive
@@ -238,6 +239,12 @@ class Pipeline:
         self._in_flight.remove(request)
         return None
 
+    def _talk(self) -> Conversation:
+        if self._conversation is None:
+            self._chat = self._job.connect()
+            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, self._free_slot)
+        return self._conversation
+
     def _fill_slots(self) -> None:
         while request := self._in_flight.next():
             self._tasks.create_task(self._complete(request))
@@ -247,12 +254,6 @@ class Pipeline:
         self._fill_slots()
         if self._in_flight.queued < QUEUED_MOST:
             self.output.changed.notify()
-
-    async def _converse(self, request: Request) -> tuple[Completion, Answer]:
-        if self._chat is None:
-            self._chat = self._job.connect()
-            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, self._free_slot)
-        return await self._conversation.hold(request)
 
     def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
         is_shared = request.is_shared

@@ -7,6 +7,7 @@ aiohttp reads the response. What that needs to know of aiohttp's inside is in th
 aiohttp whose inside is not known (`is_known`) requests go the session's way.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,19 @@ class Quick:
         lines = [f"{name}: {value}\r\n" for name, value in self._request.headers.items()]
         self._head = f"POST {url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
         self._info = self._request.request_info
+        self._make_response = partial(
+            aiohttp.ClientResponse,
+            "POST",
+            self._request.url,
+            writer=None,
+            continue100=None,
+            timer=_TIMER,
+            request_info=self._info,
+            traces=[],
+            loop=self._loop,
+            session=session,
+            **_RESPONSE_PARAMS,
+        )
         self._try_out()
 
     def _try_out(self) -> None:
@@ -118,17 +132,3 @@ class Quick:
         protocol.set_response_params(**_PARSER_PARAMS)
         protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
         return self._make_response()
-
-    def _make_response(self) -> aiohttp.ClientResponse:
-        return aiohttp.ClientResponse(
-            "POST",
-            self._request.url,
-            writer=None,
-            continue100=None,
-            timer=_TIMER,
-            request_info=self._info,
-            traces=[],
-            loop=self._loop,
-            session=self._session,
-            **_RESPONSE_PARAMS,
-        )

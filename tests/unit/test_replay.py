@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import Member, line_members, objects, write_object
 
-from llmfilter.answer import Checks
+from llmfilter.answer import Answer, Checks
 from llmfilter.completion import Completion, pack, parse_completion
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json, splice
@@ -44,13 +44,22 @@ def test_it_is_the_line_of_the_first_time(
     content: str, members: list[Member], checks: Checks, ascii_only: bool
 ) -> None:
     raw = write_object(members, "").encode()
-    record, body, stats = parse_json(raw), body_of(content, ascii_only), Stats()
+    record, body = parse_json(raw), body_of(content, ascii_only)
     fresh = parse_completion(body)
+    answers: list[Answer | None] = [None]
     try:
-        line = splice(raw, record, *checks.parse(fresh.content))
+        answers.append(checks.parse(fresh.content))
+        answers += [EACH_CHECKS[0].parse(fresh.content)]  # the keys that another run has stored
     except RowError:
-        line = None
-    replayed = Replay(checks, stats).line(1, raw, record, KEY, pack(KEY, fresh))
+        pass
+    line = splice(raw, record, *answers[1]) if len(answers) > 1 and answers[1] else None
+    for answer in answers:
+        stats = Stats()
+        replayed = Replay(checks, stats).line(1, raw, record, KEY, pack(KEY, fresh, answer))
+        check_replay(replayed, line, stats)
+
+
+def check_replay(replayed: bytes | RowError | None, line: bytes | None, stats: Stats) -> None:
     assert (None if isinstance(replayed, RowError) else replayed) == line
     counted = (1, 1, 5, 3) if line else (0, 0, 0, 0)
     assert (stats.answered, stats.cached, stats.saved_prompt, stats.saved_completion) == counted
@@ -73,7 +82,7 @@ def test_what_is_stored_can_always_be_read() -> None:
     """If this fails, everybody pays again for what is in their caches."""
     body = b'{"choices":[{"message":{"content":"{\\"a\\":1}"},"finish_reason":"stop"}]}'
     stored = store(3, 19 + 5, 24 + 34, 24 + 45, 5, 3, rest=b'["a"]' + body)
-    assert pack(KEY, Completion(body, '{"a":1}', 5, 3)) == stored
+    assert pack(KEY, Completion(body, '{"a":1}', 5, 3), (b'{"a":1}', {"a": 1})) == stored
     for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
         assert Replay(checks, Stats()).line(*ROW, KEY, stored) == line
 

@@ -99,12 +99,26 @@ def test_a_file_whose_free_pages_were_trimmed_is_as_good_as_before(program: Prog
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("pages", range(2, 9))
-def test_a_truncated_file_never_gives_a_wrong_answer(program: Programs, server: Server, pages: int) -> None:
+def test_a_compacted_copy_is_as_good_as_the_folder(program: Programs, server: Server) -> None:
     ask_3(program)
-    os.truncate(program.cache / "data.mdb", pages * 4096)
-    run = program.run(*ASK, "-k", input=rows(range(3)))
-    assert run.status == 0 and run.rows == [{"id": each, "echo": str(each)} for each in range(3)]
+    (program.folder / "copy").mkdir()
+    with lmdb.open(str(program.cache)) as env:
+        env.copy(str(program.folder / "copy"), compact=True)
+    ask_3(program, "--cache", "copy")
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("at", [44, 92], ids=["free pages", "answers"])
+def test_a_tree_with_several_values_under_a_key_is_refused(program: Programs, server: Server, at: int) -> None:
+    """LMDB would abort the process."""
+    ask_3(program)
+    server.requests.clear()
+    data = program.cache / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for page in (0, 4096):
+        content[page + at] |= 4  # MDB_DUPSORT
+    data.write_bytes(content)
+    assert is_refused(program.run(*ASK, input=rows(range(9))), server, str(program.cache), "is damaged", "--cache")
 
 
 @pytest.mark.parametrize("spoilt", [b"\xff", b"\0"], ids=["ones", "zeros"])

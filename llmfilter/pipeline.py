@@ -130,16 +130,20 @@ class Pipeline:
         )
 
     async def _take_all(self) -> None:
+        first = 1
         try:
             async for lines in self._rows:
                 for at in range(0, len(lines), self._rows_most):
                     if not await self._has_room():
                         return
+                    first = self._number + 1
                     await self._take(lines[at : at + self._rows_most])
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
         except RunError as end:
             self.stop(Stop(3, end.message))
+        except Exception as bug:
+            self._stop_for(bug, first)
 
     async def _has_room(self) -> bool:
         """Return as soon as there is room for rows; False once the run is stopped."""
@@ -214,29 +218,33 @@ class Pipeline:
 
     async def _complete(self, request: Request) -> None:
         """Take a request from its queue to its rows' lines."""
-        outcome: tuple[Completion, Answer] | RowError
+        first = request.rows[0].number
         try:
-            outcome = await self._converse(request)
-            is_stored = await self._job.cache.put(request.key, pack(request.key, outcome[0]))
-            self.stats.unstored += not is_stored
-        except RowError as error:
-            outcome = error.with_traceback(None)  # its frames would keep the request's bytes alive
-            outcome.__context__ = None
+            outcome = await self._outcome(request)
+            while request.rows:
+                await self.output.room_for(request.rows[0].number)
+                self._print(request, outcome)
+            return self._in_flight.remove(request)
         except Abandoned:
-            return self._in_flight.abandon(request)
+            pass
         except RunError as end:
             self.stop(Stop(3, end.message))
-            return self._in_flight.abandon(request)
         except Exception as bug:
-            self._stop_for(bug)
-            return self._in_flight.abandon(request)
+            self._stop_for(bug, first)
+        return self._in_flight.abandon(request)
+
+    async def _outcome(self, request: Request) -> tuple[Completion, Answer] | RowError:
+        """Return an answer that is on the disk, or the error that is left of it; free the slot."""
+        try:
+            completion, answer = await self._converse(request)
+            is_stored = await self._job.cache.put(request.key, pack(request.key, completion))
+            self.stats.unstored += not is_stored
+            return completion, answer
+        except RowError as error:
+            error.__context__ = None
+            return error.with_traceback(None)  # its frames would keep the request's bytes alive
         finally:
             self._free_slot()
-        while request.rows:
-            await self.output.room_for(request.rows[0].number)
-            self._print(request, outcome)
-        self._in_flight.remove(request)
-        return None
 
     def _fill_slots(self) -> None:
         while request := self._in_flight.next():
@@ -275,7 +283,10 @@ class Pipeline:
         if failure := self.output.failure:
             self.stop(failure_of(failure))
 
-    def _stop_for(self, bug: Exception) -> None:
+    def _stop_for(self, bug: Exception, first: int | None = None) -> None:
+        """Stop for a bug; first: the lowest line that may have no outcome for it."""
+        if first is not None:
+            self._in_flight.abandon_line(first)
         self.stop(Stop(70, describe_bug(bug)))
 
 

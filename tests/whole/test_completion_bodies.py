@@ -1,4 +1,4 @@
-"""Whatever comes with status 200: each row gets an answer or one clean error line, and the cache gives the same again."""
+"""Whatever comes with status 200: each row gets an answer or one clean error line; the cache gives the same again."""
 
 import json
 import random

@@ -22,7 +22,7 @@ from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
 from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
-from llmfilter.errors import Abandoned, RowError, RunError, describe_bug
+from llmfilter.errors import Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
 from llmfilter.record import splice
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmfilter.job import Job
 
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
+_KEY_MOST = 100  # characters of a key that are shown
 _BUG_S = 10.0  # what is in flight gets so long after a bug outside of its own path
 
 
@@ -82,6 +83,7 @@ class Pipeline:
         self._number = 0  # of the line taken last
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
         self._patience: asyncio.Timeout = asyncio.timeout(None)
+        self._has_said_replaced = False
         self.asked_bytes = 0
         self.stopped: Stop | None = None
         job.cache.on_failure = self.output.say
@@ -209,6 +211,7 @@ class Pipeline:
         self._fill_slots()
         if printed:
             self.output.answers(printed)
+            self._say_replaced()
         return rows.index(row) + 1
 
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
@@ -277,6 +280,17 @@ class Pipeline:
             self.stats.asked += 1
         self.stats.count_replaced(row.number, row.record, answer_keys)
         self.output.answers({row.number: splice(row.raw, row.record, answer, answer_keys)})
+        self._say_replaced()
+
+    def _say_replaced(self) -> None:
+        """Say once that an answer has replaced a key of its record."""
+        if self.stats.first_replaced and not self._has_said_replaced and not self._job.is_dry:
+            self._has_said_replaced = True
+            line, key = self.stats.first_replaced
+            self.output.say(
+                f"line {line}: the answer has replaced the record's {printable(key, _KEY_MOST)!r}: "
+                "--as KEY keeps both, -f A,B takes only these keys of the answer; --stats counts such rows"
+            )
 
     def _check_output(self) -> None:
         """Stop where an output can't be written any more."""

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import shlex
 import stat
+import subprocess
 import sys
 
 import lmdb
@@ -183,6 +185,25 @@ def test_when_it_can_no_longer_be_written_the_run_says_so_once_and_goes_on(progr
     assert program.run(*ASK, input=rows(range(count))).status == 0
     assert 0 < unstored < count  # what was committed before is still there
     assert len(server.requests) == count + unstored
+
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+may_mount = not subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not may_mount, reason="only a user namespace of its own may mount a small disk")
+def test_a_full_disk_is_named_and_what_it_has_no_room_for_is_counted(program: Programs, server: Server) -> None:
+    count = 1000
+    program.cache.mkdir()
+    small = f'mount -t tmpfs -o size=200k tmpfs {program.cache} && exec "$@"'
+    shell = f"exec {shlex.join(NAMESPACE)} sh -c '{small}' sh \"$@\""
+    run = program.run(*ASK, "-j", "4", "--stats", "stats.json", input=rows(range(count)), shell=shell)
+    assert (run.status, len(run.rows)) == (0, count)
+    unstored = json.loads((program.folder / "stats.json").read_text())["unstored"]
+    assert 0 < unstored < count
+    failed, ended = run.said
+    assert "No space left on device" in failed and "make room" in failed
+    assert f"{unstored} answers could not be stored" in ended
 
 
 def test_a_limited_address_space_is_enough(program: Programs, server: Server) -> None:

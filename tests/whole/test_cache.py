@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import sys
 import lmdb
 import pytest
 from program import ASK, Program, Programs, rows
-from server import PATIENCE_S, Server, completion
+from server import PATIENCE_S, Request, Response, Server, completion
 
 from llmfilter.cache import Cache
 
@@ -210,6 +211,51 @@ def test_a_limited_address_space_is_enough(program: Programs, server: Server) ->
     for shell in ('ulimit -v 4000000; exec "$@"', 'exec "$@"', 'ulimit -v 4000000; exec "$@"'):
         ask_3(program, shell=shell)
     assert len(server.requests) == 3
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_said(program: Programs, server: Server) -> None:
+    run = program.start(*ASK, "--stats", "stats.json")
+    run.write(rows([1])).read_lines(1)
+    shutil.rmtree(program.cache)
+    run.write(rows([2])).read_lines(2).finish(rows([3]))
+    assert (run.status, len(run.rows)) == (0, 3)
+    failed, ended = run.said
+    assert str(program.cache) in failed and "removed or replaced" in failed
+    assert "2 answers could not be stored" in ended
+    assert json.loads((program.folder / "stats.json").read_text())["unstored"] == 2
+
+
+def test_while_another_process_holds_it_in_mid_commit_that_is_said(program: Programs, server: Server) -> None:
+    ask_3(program)
+    program.write(
+        "launch.py",
+        "import sys, llmfilter.cache, llmfilter.cli\nllmfilter.cache._SLOW_S = 0.1\nsys.exit(llmfilter.cli.main())",
+    )
+    with lmdb.open(str(program.cache)) as env:
+        with env.begin(write=True):
+            run = program.start(*ASK, command=[sys.executable, "launch.py"])
+            run.write(rows([5])).read_said()
+            assert str(program.cache) in run.said[0] and "was stopped in mid-commit" in run.said[0]
+            assert not run.lines  # it is not on the disk yet
+        run.finish()
+    assert (run.status, run.rows, len(run.said)) == (0, [{"id": 5, "echo": "5"}], 1)
+
+
+def test_a_cached_answer_that_fails_todays_checks_is_the_first_unusable_one(program: Programs, server: Server) -> None:
+    """Only the re-ask is paid."""
+    ask_3(program)
+
+    def answer(request: Request) -> Response:
+        assert [turn["role"] for turn in request.json["messages"]] == ["user", "assistant", "user"]
+        assert "'label' is missing" in request.prompt
+        return completion({"label": 1})
+
+    server.answer = answer
+    run = program.run(*ASK, "-k", "-f", "label", input=rows(range(3)))
+    assert run.rows == [{"id": each, "label": 1} for each in range(3)]
+    assert len(server.requests) == 6
+    assert program.run(*ASK, "-k", "-f", "label", input=rows(range(3))).lines == run.lines
+    assert len(server.requests) == 6
 
 
 def test_eight_processes_share_it_though_two_are_killed(program: Programs, server: Server) -> None:

@@ -294,6 +294,27 @@ def test_each_bad_row_has_an_error_line_of_its_own_and_the_others_their_answers(
     assert b"\x1b" not in run.stderr
 
 
+def test_an_answer_is_not_thrown_away_because_its_last_token_was_the_last_allowed(
+    program: Programs, server: Server
+) -> None:
+    contents = {
+        "whole": '{"label":1}',
+        "cut": '{"label":1',
+        "prose": 'Here: {"label":1}',
+        "invalid": '{"other":1}',
+        "one of two": '{"label":1}{"label":2}',
+    }
+    server.answer = lambda request: completion(contents[request.prompt], "length")
+    for _ in range(2):  # the second time it comes from the cache
+        run = program.run(*ASK, "-f", "label", input=rows(list(contents)))
+        assert run.rows == [{"id": "whole", "label": 1}]
+        assert {error["input"]["id"] for error in run.errors} == contents.keys() - {"whole"}
+        assert {error["error"] for error in run.errors} == {"truncated"}
+    assert server.prompts.count("whole") == 1
+    (failed,) = program.run(*ASK, "--text", "--no-cache", input=rows(["whole"])).errors
+    assert failed["error"] == "truncated" and "max_tokens" in failed["message"] and "context" in failed["message"]
+
+
 # Promise 5: the input record comes through untouched.
 
 

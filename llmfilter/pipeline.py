@@ -22,7 +22,7 @@ from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
 from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
-from llmfilter.errors import Abandoned, RowError, RunError, describe_bug, printable
+from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
 from llmfilter.record import splice
@@ -298,10 +298,10 @@ class Pipeline:
             self.stop(failure_of(failure))
 
     def _stop_for(self, bug: Exception, first: int | None = None) -> None:
-        """Stop for a bug; first: the lowest line that may have no outcome for it."""
+        """Stop for a bug, or for want of memory; first: the lowest line that may have no outcome for it."""
         if first is not None:
             self._in_flight.abandon_line(first)
-        self.stop(Stop(70, describe_bug(bug)))
+        self.stop(Stop(3, OUT_OF_MEMORY) if isinstance(bug, MemoryError) else Stop(70, describe_bug(bug)))
 
 
 def failure_of(error: Exception) -> Stop:

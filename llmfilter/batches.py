@@ -22,7 +22,7 @@ def start_thread(run: Callable[[], None]) -> None:
     try:
         threading.Thread(target=run, daemon=True).start()
     except RuntimeError:
-        raise UsageError("no thread can be started: raise ulimit -u, or end other programs") from None
+        raise UsageError("no thread can be started: raise ulimit -u or -v, or end other programs") from None
 
 
 class Batcher(Generic[T]):

@@ -19,6 +19,7 @@ class Breaker:
         self._has_spoken = False
         self._rejected = 0
         self._unsent = 0
+        self._first_unsent: RowError | None = None
 
     def succeed(self) -> None:
         """Note that the server has answered a row."""
@@ -43,9 +44,10 @@ class Breaker:
 
     def reject_unsent(self, fault: RowError) -> None:
         """Note that no request could be made of a row; raise RunError if that holds for all."""
+        self._first_unsent = self._first_unsent or fault
         self._unsent += 1
         if self._unsent == REJECTED_MOST == self._stats.rows:
             raise RunError(
-                f"none of the first {REJECTED_MOST} rows can be sent, the last since {fault.message}: "
+                f"none of the first {REJECTED_MOST} rows can be sent, the first since {self._first_unsent.message}: "
                 "check the prompt and the input"
             )

@@ -7,6 +7,7 @@ stops the event loop and its cost is shared. Several processes may use one folde
 import asyncio
 import hashlib
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ Item = tuple[bytes, bytes, "asyncio.Future[None]"]
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 _VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
+_TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first pages (LMDB 0.9: struct MDB_meta)
+_ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
@@ -188,23 +191,28 @@ def open_folder(folder: Path) -> lmdb.Environment:
 
 
 def _make_readable(file: Path, env: lmdb.Environment) -> None:
-    """Make all of a map that a look-up may reach part of its file.
+    """Make all of a map that a look-up may reach part of its file; raise UsageError where damage would end the process.
 
     LMDB maps the file as it is, and reading behind its end kills the process (SIGBUS): where a tool
     has trimmed free pages off it, or where damage makes the last value seem longer than it is. The
     file gets a hole there, which takes no room on the disk.
     """
-    pages = env.info()["last_pgno"] + 1
-    least = pages * env.stat()["psize"]
-    if least > env.info()["map_size"]:
-        env.close()
-        raise UsageError(_not_ours(file.parent))
+    page_bytes = env.stat()["psize"]
+    least = (env.info()["last_pgno"] + 1) * page_bytes
+    fits = least <= env.info()["map_size"]
     with suppress(OSError), open(file, "r+b") as data:  # no room for a hole (ulimit -f)
-        if os.fstat(data.fileno()).st_size < least + _VALUE_BYTES_MOST:
+        if fits and os.fstat(data.fileno()).st_size < least + _VALUE_BYTES_MOST:
             data.truncate(least + _VALUE_BYTES_MOST)
-    if file.stat().st_size < least:
+    if not fits or file.stat().st_size < least or _has_odd_trees(file, page_bytes):
         env.close()
         raise UsageError(_not_ours(file.parent))
+
+
+def _has_odd_trees(file: Path, page_bytes: int) -> bool:
+    """Return whether the flags of a tree ask for what no cache has, like several values under a key: LMDB aborts."""
+    with file.open("rb") as data:
+        pages = [data.read(page_bytes) for _ in range(2)]
+    return any(flags & _ODD_FLAGS for page in pages for flags in struct.unpack_from(_TREE_FLAGS, page))
 
 
 def _cause(error: Exception) -> str:

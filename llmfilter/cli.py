@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from llmfilter.errors import UsageError, describe_bug
+from llmfilter.errors import OUT_OF_MEMORY, UsageError, describe_bug
 from llmfilter.options import make_parser
 
 if TYPE_CHECKING:
@@ -36,13 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return 2
     except MemoryError:
-        say("out of memory: raise ulimit -v, or give smaller records or -j; the same command goes on from there")
+        say(OUT_OF_MEMORY)
         return 3
     except Exception as bug:
         say(describe_bug(bug))
         return 70
-
-
     if status - 128 in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         die_of(status - 128)
     return status

@@ -26,6 +26,9 @@ _CRC_BYTES = 4
 CRC_OF_WHOLE = 0x2144DF1C
 _KEYS_BYTES_MOST = 1000
 _UINT32_MAX = (1 << 32) - 1
+_CUT = (
+    "the answer was cut off: raise -o max_tokens=N if it is set; else the model's context is full: shorten the prompt"
+)
 _SHOWN = 1000  # characters of a body that is no completion
 
 
@@ -87,8 +90,7 @@ def _content(content: Any) -> str:
 
 def _fault(reason: Any, message: dict[str, Any], content: str, body: bytes) -> RowError | None:
     if reason == "length":
-        cut = "the answer was cut off: give it more room, for example -o max_tokens=N"
-        return RowError("truncated", cut, raw=content or _reasoning(message))
+        return RowError("truncated", _CUT, raw=content or _reasoning(message))
     if reason == "content_filter":
         return RowError("filtered", "the server's content filter withheld the answer", raw=content)
     refusal = message.get("refusal")
@@ -133,11 +135,9 @@ def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, A
 
 def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
     """Return the keys of an answer that is all there is in its content, else nothing."""
-    if not answer_keys or answer != content.encode("utf-8", "backslashreplace"):
-        return b""
     try:
-        keys = orjson.dumps(list(answer_keys))
-    except orjson.JSONEncodeError:  # a lone surrogate
+        keys = orjson.dumps(list(answer_keys)) if answer_keys and answer == content.encode() else b""
+    except (UnicodeEncodeError, orjson.JSONEncodeError):  # a lone surrogate, which a replay would have to spell
         return b""
     return keys if len(keys) <= _KEYS_BYTES_MOST else b""
 

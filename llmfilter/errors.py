@@ -7,6 +7,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one alone, UTF-8 may not
 
 
+OUT_OF_MEMORY = "out of memory: raise ulimit -v, or give smaller records or a smaller -j"
+
+
 class UsageError(Exception):
     """Wrong usage or configuration: nothing was sent (exit status 2)."""
 

@@ -25,7 +25,7 @@ exit status:
   2    wrong usage or configuration: nothing was sent
   3    stopped early: the server refuses the whole run, or an output can't be written
   128+n  ended by signal n (130: Ctrl-C); the same command goes on from there
-  141  stdout was closed by its reader
+  141  the reader of stdout, or of stderr, has gone
 """
 
 

@@ -22,7 +22,7 @@ from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
 from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
-from llmfilter.errors import Abandoned, RowError, RunError, describe_bug
+from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
 from llmfilter.record import splice
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmfilter.job import Job
 
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
+_KEY_MOST = 100  # characters of a key that are shown
 _BUG_S = 10.0  # what is in flight gets so long after a bug outside of its own path
 
 
@@ -83,6 +84,7 @@ class Pipeline:
         self._number = 0  # of the line taken last
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
         self._patience: asyncio.Timeout = asyncio.timeout(None)
+        self._has_said_replaced = False
         self.asked_bytes = 0
         self.stopped: Stop | None = None
         job.cache.on_failure = self.output.say
@@ -131,16 +133,20 @@ class Pipeline:
         )
 
     async def _take_all(self) -> None:
+        first = 1
         try:
             async for lines in self._rows:
                 for at in range(0, len(lines), self._rows_most):
                     if not await self._has_room():
                         return
+                    first = self._number + 1
                     await self._take(lines[at : at + self._rows_most])
         except OSError as error:
             self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
         except RunError as end:
             self.stop(Stop(3, end.message))
+        except Exception as bug:
+            self._stop_for(bug, first)
 
     async def _has_room(self) -> bool:
         """Return as soon as there is room for rows; False once the run is stopped."""
@@ -206,6 +212,7 @@ class Pipeline:
         self._fill_slots()
         if printed:
             self.output.answers(printed)
+            self._say_replaced()
         return rows.index(row) + 1
 
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
@@ -215,29 +222,33 @@ class Pipeline:
 
     async def _complete(self, request: Request) -> None:
         """Take a request from its queue to its rows' lines."""
-        outcome: tuple[Completion, Answer] | RowError
+        first = request.rows[0].number
+        try:
+            outcome = await self._outcome(request)
+            while request.rows:
+                await self.output.room_for(request.rows[0].number)
+                self._print(request, outcome)
+            return self._in_flight.remove(request)
+        except Abandoned:
+            pass
+        except RunError as end:
+            self.stop(Stop(3, end.message))
+        except Exception as bug:
+            self._stop_for(bug, first)
+        return self._in_flight.abandon(request)
+
+    async def _outcome(self, request: Request) -> tuple[Completion, Answer] | RowError:
+        """Return an answer that is on the disk, or the error that is left of it; free the slot."""
         try:
             outcome = await self._talk().hold(request)
             is_stored = await self._job.cache.put(request.key, pack(request.key, *outcome))
             self.stats.unstored += not is_stored
+            return outcome
         except RowError as error:
-            outcome = error.with_traceback(None)  # its frames would keep the request's bytes alive
-            outcome.__context__ = None
-        except Abandoned:
-            return self._in_flight.abandon(request)
-        except RunError as end:
-            self.stop(Stop(3, end.message))
-            return self._in_flight.abandon(request)
-        except Exception as bug:
-            self._stop_for(bug)
-            return self._in_flight.abandon(request)
+            error.__context__ = None
+            return error.with_traceback(None)  # its frames would keep the request's bytes alive
         finally:
             self._free_slot()
-        while request.rows:
-            await self.output.room_for(request.rows[0].number)
-            self._print(request, outcome)
-        self._in_flight.remove(request)
-        return None
 
     def _talk(self) -> Conversation:
         if self._conversation is None:
@@ -270,14 +281,28 @@ class Pipeline:
             self.stats.asked += 1
         self.stats.count_replaced(row.number, row.record, answer_keys)
         self.output.answers({row.number: splice(row.raw, row.record, answer, answer_keys)})
+        self._say_replaced()
+
+    def _say_replaced(self) -> None:
+        """Say once that an answer has replaced a key of its record."""
+        if self.stats.first_replaced and not self._has_said_replaced and not self._job.is_dry:
+            self._has_said_replaced = True
+            line, key = self.stats.first_replaced
+            self.output.say(
+                f"line {line}: the answer has replaced the record's {printable(key, _KEY_MOST)!r}: "
+                "--as KEY keeps both, -f A,B takes only these keys of the answer; --stats counts such rows"
+            )
 
     def _check_output(self) -> None:
         """Stop where an output can't be written any more."""
         if failure := self.output.failure:
             self.stop(failure_of(failure))
 
-    def _stop_for(self, bug: Exception) -> None:
-        self.stop(Stop(70, describe_bug(bug)))
+    def _stop_for(self, bug: Exception, first: int | None = None) -> None:
+        """Stop for a bug, or for want of memory; first: the lowest line that may have no outcome for it."""
+        if first is not None:
+            self._in_flight.abandon_line(first)
+        self.stop(Stop(3, OUT_OF_MEMORY) if isinstance(bug, MemoryError) else Stop(70, describe_bug(bug)))
 
 
 def failure_of(error: Exception) -> Stop:

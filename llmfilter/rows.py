@@ -8,6 +8,7 @@ serves files, pipes, terminals and sockets alike: an event loop refuses to watch
 import asyncio
 import errno
 import os
+import re
 import select
 import threading
 from collections import deque
@@ -229,10 +230,26 @@ def _parse_odd(line: bytes) -> Any:
     try:
         return parse_json(line)
     except ValueError as fault:
-        message = f"the line is not JSON: {fault}"
-    if line.startswith(b"["):
-        message += "; an array becomes one record a line with: jq -c '.[]'"
-    raise RowError("input", message)
+        what, ways = f"JSON: {fault}", _TEXT
+    try:
+        line.decode()
+    except UnicodeDecodeError as fault:
+        what, ways = f"UTF-8, at byte {fault.start}", _ENCODED
+    way = next((f"; {way}" for looks, way in ways if re.match(looks, line, re.DOTALL)), "")
+    raise RowError("input", f"the line is not {what}{way}")
 
 
+# What a line that is not JSON looks like, and how a file of such lines becomes records.
+_UTF_16 = (rb"\xff\xfe|\xfe\xff|.?\0", "UTF-16 becomes UTF-8 with: iconv -f UTF-16 -t UTF-8")
+_ENCODED = [
+    (rb"\x1f\x8b", "gzip is unpacked with: zcat"),
+    _UTF_16,
+    (rb"", "Latin-1 becomes UTF-8 with: iconv -f LATIN1 -t UTF-8"),
+]
+_TEXT = [
+    _UTF_16,
+    (rb"\[", "an array becomes one record a line with: jq -c '.[]'"),
+    (rb"\{\Z", "an object over several lines becomes one line with: jq -c ."),
+    (rb"(?![{}\]]|\"[^\"]*\"\s*:).*[,;\t]", "CSV becomes JSON lines with: mlr --icsv --ojsonl cat"),
+]
 _NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}

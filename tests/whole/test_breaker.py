@@ -1,7 +1,9 @@
 """What ends a run: the server refuses every row, or it has no chance."""
 
 import asyncio
+import gzip
 import json
+import random
 
 import pytest
 from program import ASK, Program, Programs, rows
@@ -58,6 +60,40 @@ def test_32_refused_rows_before_any_success_end_the_run(status: int, server: Ser
     run = program.run(*ASK, "-j", "1", input=MANY)
     check_ended(run, "first 32 rows", "not like this")
     assert len(server.requests) == 32
+
+
+RECORDS = [{"id": each, "text": f"é{each}"} for each in range(500)]
+AS_LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
+LOOKS = {
+    "objects over several lines": ("\n".join(json.dumps(record, indent=2) for record in RECORDS).encode(), "jq -c ."),
+    "an array over several lines": (json.dumps(RECORDS, indent=2).encode(), "jq -c '.[]'"),
+    "an array of lines": (b"[\n" + AS_LINES.replace("}\n", "},\n").encode() + b"]", "jq -c '.[]'"),
+    "gzip": (gzip.compress(random.Random(1).randbytes(20_000)), "zcat"),
+    "CSV": (("id,text\n" + "".join(f'{record["id"]},"{record["text"]}"\n' for record in RECORDS)).encode(), "mlr"),
+    "UTF-16": (AS_LINES.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 without BOM": (AS_LINES.encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8"),
+    "Latin-1": (AS_LINES.encode("latin-1"), "iconv -f LATIN1 -t UTF-8"),
+}
+
+
+@pytest.mark.parametrize("looks", LOOKS)
+def test_an_input_that_is_no_jsonl_ends_the_run_with_its_way_out(looks: str, server: Server, program: Programs) -> None:
+    data, way = LOOKS[looks]
+    run = program.run(*ASK, input=data)
+    check_ended(run, "none of the first 32 rows can be sent", "the line is not ", way)
+    assert len(run.errors) == 32 and not server.requests
+
+
+def test_a_field_that_no_record_has_ends_the_run(server: Server, program: Programs) -> None:
+    program.write("text.md", "{text}")
+    run = program.run("-p", "text.md", input=MANY)
+    check_ended(run, "none of the first 32 rows can be sent", "the record has no field text; it has: id", "prompt")
+    assert len(run.errors) == 32 and not server.requests
+
+
+def test_rows_that_cannot_be_sent_end_no_run_that_has_sent_one(server: Server, program: Programs) -> None:
+    run = program.run(*ASK, input=b"no JSON\n" * 31 + rows([1]) + b"no JSON\n" * 100)
+    assert (run.status, len(run.errors), len(run.rows)) == (1, 131, 1)
 
 
 def test_after_a_success_refused_rows_are_their_own_errors(server: Server, program: Programs) -> None:

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import os
+import shlex
+import shutil
 import stat
+import subprocess
 import sys
 
 import lmdb
 import pytest
 from program import ASK, Program, Programs, rows
-from server import PATIENCE_S, Server, completion
+from server import PATIENCE_S, Request, Response, Server, completion
 
 from llmfilter.cache import Cache
 
@@ -99,12 +102,26 @@ def test_a_file_whose_free_pages_were_trimmed_is_as_good_as_before(program: Prog
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("pages", range(2, 9))
-def test_a_truncated_file_never_gives_a_wrong_answer(program: Programs, server: Server, pages: int) -> None:
+def test_a_compacted_copy_is_as_good_as_the_folder(program: Programs, server: Server) -> None:
     ask_3(program)
-    os.truncate(program.cache / "data.mdb", pages * 4096)
-    run = program.run(*ASK, "-k", input=rows(range(3)))
-    assert run.status == 0 and run.rows == [{"id": each, "echo": str(each)} for each in range(3)]
+    (program.folder / "copy").mkdir()
+    with lmdb.open(str(program.cache)) as env:
+        env.copy(str(program.folder / "copy"), compact=True)
+    ask_3(program, "--cache", "copy")
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("at", [44, 92], ids=["free pages", "answers"])
+def test_a_tree_with_several_values_under_a_key_is_refused(program: Programs, server: Server, at: int) -> None:
+    """LMDB would abort the process."""
+    ask_3(program)
+    server.requests.clear()
+    data = program.cache / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for page in (0, 4096):
+        content[page + at] |= 4  # MDB_DUPSORT
+    data.write_bytes(content)
+    assert is_refused(program.run(*ASK, input=rows(range(9))), server, str(program.cache), "is damaged", "--cache")
 
 
 @pytest.mark.parametrize("spoilt", [b"\xff", b"\0"], ids=["ones", "zeros"])
@@ -171,10 +188,74 @@ def test_when_it_can_no_longer_be_written_the_run_says_so_once_and_goes_on(progr
     assert len(server.requests) == count + unstored
 
 
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+may_mount = not subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not may_mount, reason="only a user namespace of its own may mount a small disk")
+def test_a_full_disk_is_named_and_what_it_has_no_room_for_is_counted(program: Programs, server: Server) -> None:
+    count = 1000
+    program.cache.mkdir()
+    small = f'mount -t tmpfs -o size=200k tmpfs {program.cache} && exec "$@"'
+    shell = f"exec {shlex.join(NAMESPACE)} sh -c '{small}' sh \"$@\""
+    run = program.run(*ASK, "-j", "4", "--stats", "stats.json", input=rows(range(count)), shell=shell)
+    assert (run.status, len(run.rows)) == (0, count)
+    unstored = json.loads((program.folder / "stats.json").read_text())["unstored"]
+    assert 0 < unstored < count
+    failed, ended = run.said
+    assert "No space left on device" in failed and "make room" in failed
+    assert f"{unstored} answers could not be stored" in ended
+
+
 def test_a_limited_address_space_is_enough(program: Programs, server: Server) -> None:
     for shell in ('ulimit -v 4000000; exec "$@"', 'exec "$@"', 'ulimit -v 4000000; exec "$@"'):
         ask_3(program, shell=shell)
     assert len(server.requests) == 3
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_said(program: Programs, server: Server) -> None:
+    run = program.start(*ASK, "--stats", "stats.json")
+    run.write(rows([1])).read_lines(1)
+    shutil.rmtree(program.cache)
+    run.write(rows([2])).read_lines(2).finish(rows([3]))
+    assert (run.status, len(run.rows)) == (0, 3)
+    failed, ended = run.said
+    assert str(program.cache) in failed and "removed or replaced" in failed
+    assert "2 answers could not be stored" in ended
+    assert json.loads((program.folder / "stats.json").read_text())["unstored"] == 2
+
+
+def test_while_another_process_holds_it_in_mid_commit_that_is_said(program: Programs, server: Server) -> None:
+    ask_3(program)
+    program.write(
+        "launch.py",
+        "import sys, llmfilter.cache, llmfilter.cli\nllmfilter.cache._SLOW_S = 0.1\nsys.exit(llmfilter.cli.main())",
+    )
+    with lmdb.open(str(program.cache)) as env:
+        with env.begin(write=True):
+            run = program.start(*ASK, command=[sys.executable, "launch.py"])
+            run.write(rows([5])).read_said()
+            assert str(program.cache) in run.said[0] and "was stopped in mid-commit" in run.said[0]
+            assert not run.lines  # it is not on the disk yet
+        run.finish()
+    assert (run.status, run.rows, len(run.said)) == (0, [{"id": 5, "echo": "5"}], 1)
+
+
+def test_a_cached_answer_that_fails_todays_checks_is_the_first_unusable_one(program: Programs, server: Server) -> None:
+    """Only the re-ask is paid."""
+    ask_3(program)
+
+    def answer(request: Request) -> Response:
+        assert [turn["role"] for turn in request.json["messages"]] == ["user", "assistant", "user"]
+        assert "'label' is missing" in request.prompt
+        return completion({"label": 1})
+
+    server.answer = answer
+    run = program.run(*ASK, "-k", "-f", "label", input=rows(range(3)))
+    assert run.rows == [{"id": each, "label": 1} for each in range(3)]
+    assert len(server.requests) == 6
+    assert program.run(*ASK, "-k", "-f", "label", input=rows(range(3))).lines == run.lines
+    assert len(server.requests) == 6
 
 
 def test_eight_processes_share_it_though_two_are_killed(program: Programs, server: Server) -> None:

@@ -48,6 +48,11 @@ spoilt = st.tuples(records, st.integers(0, 30), st.integers(0, 2), st.binary(max
 lines = st.one_of(st.binary(), records, spoilt, edges).map(lambda line: line.replace(b"\n", b""))
 
 
+def error_lines(run: Program) -> list[bytes]:
+    """Without the plain line that says once that an answer has replaced a key."""
+    return [line for line in run.stderr.split(b"\n")[:-1] if line.startswith(b"{")]
+
+
 def test_every_line_of_any_bytes_ends_as_one_line_on_stdout_or_stderr_white_space_apart(program: Programs) -> None:
     runs: list[Program] = []
     line_number = 0
@@ -66,9 +71,9 @@ def test_every_line_of_any_bytes_ends_as_one_line_on_stdout_or_stderr_white_spac
         try:
             run.write(
                 b"".join(line + b"\n" for line in batch),
-                lambda: run.stdout.count(b"\n") + run.stderr.count(b"\n") >= len(wanted),
+                lambda: len(run.lines) + len(error_lines(run)) >= len(wanted),
             )
-            for error in run.stderr.split(b"\n")[:-1]:
+            for error in error_lines(run):
                 assert wanted.pop(int(error.removeprefix(b'{"line":').partition(b",")[0]))
             for line, answer in zip(wanted.values(), run.lines, strict=True):
                 assert b'"echo"' in line or answer.startswith(line.strip()[:-1])
@@ -289,6 +294,27 @@ def test_each_bad_row_has_an_error_line_of_its_own_and_the_others_their_answers(
     assert b"\x1b" not in run.stderr
 
 
+def test_an_answer_is_not_thrown_away_because_its_last_token_was_the_last_allowed(
+    program: Programs, server: Server
+) -> None:
+    contents = {
+        "whole": '{"label":1}',
+        "cut": '{"label":1',
+        "prose": 'Here: {"label":1}',
+        "invalid": '{"other":1}',
+        "one of two": '{"label":1}{"label":2}',
+    }
+    server.answer = lambda request: completion(contents[request.prompt], "length")
+    for _ in range(2):  # the second time it comes from the cache
+        run = program.run(*ASK, "-f", "label", input=rows(list(contents)))
+        assert run.rows == [{"id": "whole", "label": 1}]
+        assert {error["input"]["id"] for error in run.errors} == contents.keys() - {"whole"}
+        assert {error["error"] for error in run.errors} == {"truncated"}
+    assert server.prompts.count("whole") == 1
+    (failed,) = program.run(*ASK, "--text", "--no-cache", input=rows(["whole"])).errors
+    assert failed["error"] == "truncated" and "max_tokens" in failed["message"] and "context" in failed["message"]
+
+
 # Promise 5: the input record comes through untouched.
 
 
@@ -298,6 +324,20 @@ def test_a_record_keeps_its_own_bytes(program: Programs, server: Server) -> None
         run = program.run(*ASK, input=record + b"\n")
         assert run.stdout == record[:-1] + b',"echo":"12345678901234567890123"}\n'
     assert len(server.requests) == 1
+
+
+def test_where_an_answer_replaces_a_key_that_is_said_once_and_counted(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion({"id": "new", "n": 1} if request.prompt in "23" else {"n": 1})
+    for _ in range(2):  # the second time it comes from the cache
+        run = program.run(*ASK, "-k", "--stats", "stats.json", input=rows([1, 2, 3]))
+        assert run.lines == [b'{"id":1,"n":1}', b'{"id":"new","n":1}', b'{"id":"new","n":1}']
+        assert len(run.said) == 1
+        for words in ("line 2: ", "'id'", "--as KEY", "-f "):
+            assert words in run.said[0]
+        assert json.loads((program.folder / "stats.json").read_text())["replaced"] == 2
+    run = program.run(*ASK, "-k", "--as", "answer", input=rows([1, 2, 3]))
+    assert (run.stderr, len(run.lines)) == (b"", 3)
+    assert len(server.requests) == 3
 
 
 def test_an_error_line_keeps_the_bytes_of_its_record(program: Programs, server: Server) -> None:

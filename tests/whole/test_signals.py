@@ -1,11 +1,14 @@
 """Signals: the first one finishes what is paid for, the second one stops at once."""
 
+import os
+import pty
 import re
 import signal
+import subprocess
 
 import pytest
 from program import ASK, Programs, rows
-from server import Server, echo, error
+from server import PATIENCE_S, Server, echo, error
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -142,3 +145,53 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     server.release()
     run.finish()
     assert (run.status, len(run.rows), run.said) == (0, 3, [])
+
+
+# Prints what $? is behind each turn; ended by the signal, no turn follows and nothing is printed.
+LOOP = 'for turn in a b c; do "$@" < in.jsonl > out.$turn; echo $turn $?; done'
+
+
+def test_ctrl_c_on_a_terminal_ends_a_shells_loop(program: Programs, server: Server) -> None:
+    program.write("in.jsonl", rows(range(3)))
+    server.hold()
+    terminal, end = pty.openpty()
+    bash = ["setsid", "--ctty", "bash", "-c", LOOP, "bash", *program.command, *ASK, "-j", "2"]
+    loop = subprocess.Popen(bash, cwd=program.folder, env=program.environ, stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    server.wait_for(2)
+    os.write(terminal, b"\x03")  # the terminal sends SIGINT to all that run in it
+    shown = read_until(terminal, b"finishing 2 requests")
+    server.release()
+    shown += read_until(terminal, None)
+    os.close(terminal)
+    assert loop.wait(PATIENCE_S) == -signal.SIGINT
+    assert b"ended by SIGINT" in shown
+    assert not re.search(rb"[abc] [0-9]+\r", shown)
+    assert (program.folder / "out.a").read_bytes().count(b"\n") == 2
+    assert not (program.folder / "out.b").exists()
+
+
+def read_until(terminal: int, wanted: bytes | None) -> bytes:
+    """What a terminal shows until it has shown this; None: until its end."""
+    shown = b""
+    while wanted is None or wanted not in shown:
+        try:
+            shown += os.read(terminal, 1 << 16)
+        except OSError:  # as Linux tells that nobody has it open any more
+            assert wanted is None, shown
+            break
+    return shown
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_shell_sees_128_and_the_signals_number(program: Programs, server: Server, number: signal.Signals) -> None:
+    server.hold()
+    named = ["sh", "-c", 'echo $$ > pid; exec "$@"', "sh", *program.command]
+    run = program.start(*ASK, shell='"$@"; echo $?', command=named)
+    run.write(rows([1]))
+    server.wait_for(1)
+    os.kill(int((program.folder / "pid").read_text()), number)
+    run.read_said()
+    server.release()
+    run.finish()
+    assert run.lines[-1] == b"%d" % (128 + number)

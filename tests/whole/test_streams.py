@@ -3,7 +3,9 @@
 import itertools
 import os
 import pty
+import re
 import socket
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -240,6 +242,39 @@ def test_head_ends_the_run_with_status_141(program: Programs) -> None:
     run = program.run(*ASK, input=rows(range(300)), shell='{ "$@"; echo $? >&2; } | head -1')
     assert len(run.rows) == 1
     assert run.stderr == b"141\n"
+
+
+def test_a_reader_of_the_errors_that_has_enough_ends_the_run_in_the_same_way(program: Programs) -> None:
+    data = b"no record\n" + rows(range(300))
+    run = program.run(*ASK, input=data, shell='{ "$@" 2>&1 >out; echo $? >&2; } | true')
+    assert run.stderr == b"141\n"
+
+
+# Short of memory and threads: one plain line.
+
+
+@pytest.mark.parametrize("limit_kb", [150_000, 250_000])
+def test_a_record_that_memory_has_no_room_for_ends_the_run_with_one_line(program: Programs, limit_kb: int) -> None:
+    large = b'{"id":1,"x":"%b"}\n' % (b"x" * 60_000_000)
+    run = program.run(*ASK, "--no-cache", "-n", input=large, shell=f'ulimit -v {limit_kb}; exec "$@"')
+    assert run.status == 3 and not run.stdout
+    assert re.search("out of memory: raise ulimit -v|Cannot allocate memory", run.said[0])
+    assert b"Traceback" not in run.stderr
+
+
+def test_where_no_thread_can_be_started_one_line_says_so(program: Programs) -> None:
+    nobody = 54321
+    program.write(
+        "launch.py",
+        "import os, resource, sys, llmfilter.cli, llmfilter.job, llmfilter.pipeline, llmfilter.progress, uvloop\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
+        f"os.geteuid() or os.setuid({nobody})\n"  # root may have any number
+        "sys.exit(llmfilter.cli.main())\n",
+    )
+    record = b'{"messages":[{"role":"user","content":"hi"}]}\n'
+    run = program.run("--no-cache", "-n", input=record, command=[sys.executable, "launch.py"])
+    assert (run.status, run.stdout) == (2, b"")
+    assert run.said == ["llmfilter: no thread can be started: raise ulimit -u or -v, or end other programs"]
 
 
 # Order.

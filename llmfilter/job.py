@@ -87,6 +87,7 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
 def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
     """Raise UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
     typed = {"-s": args.system, "-m": args.model, "-f": args.fields, "--as": args.as_key, "-u": args.base_url}
+    typed["--response"] = args.response
     for option, text in [
         *typed.items(),
         *(("-o", each) for each in args.option),
@@ -143,7 +144,10 @@ def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
         raise UsageError(f"-f {args.fields!r}: give names with commas between them, like -f label,score")
     if args.text and (schema or fields):
         raise UsageError("--text takes any text as the answer: leave out --schema and -f, or leave out --text")
-    return Checks(schema, fields, args.as_key, args.text)
+    taken = fields if args.as_key is None else [args.as_key]
+    if args.response in (taken or ["answer"] * args.text):
+        raise UsageError(f"--response {printable(args.response)}: the answer has this key already: give another one")
+    return Checks(schema, fields, args.as_key, args.text, args.response)
 
 
 def response_format(is_text: bool, schema: "Schema | None") -> Any:

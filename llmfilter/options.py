@@ -154,6 +154,11 @@ def _add_answers(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--as", dest="as_key", metavar="KEY", help="put the answer under KEY (default: merge it)")
     group.add_argument("--text", action="store_true", help="plain-text answers, under --as (default: answer)")
     group.add_argument(
+        "--response",
+        metavar="KEY",
+        help="also put the server's whole response under KEY: log-probabilities, usage, reasoning",
+    )
+    group.add_argument(
         "--reask",
         metavar="N",
         type=_count,

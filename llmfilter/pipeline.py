@@ -25,7 +25,6 @@ from llmfilter.conversation import Conversation
 from llmfilter.errors import Abandoned, RowError, RunError, describe_bug
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
-from llmfilter.record import splice
 from llmfilter.replay import Replay
 from llmfilter.rows import Row, Rows, parse_record
 from llmfilter.stats import Stats
@@ -261,14 +260,13 @@ class Pipeline:
             self.stats.by_kind[outcome.kind] += 1
             self.output.error(row.number, error_line(row.number, outcome, request.attempts, row.raw, is_record=True))
             return
-        completion, (answer, answer_keys) = outcome
+        completion, answer = outcome
         if is_shared:
             self.output.changed.notify()
             self.stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
         else:
             self.stats.asked += 1
-        self.stats.count_replaced(row.number, row.record, answer_keys)
-        self.output.answers({row.number: splice(row.raw, row.record, answer, answer_keys)})
+        self.output.answers({row.number: self._replay.join(*row, answer, completion.body)})
 
     def _check_output(self) -> None:
         """Stop where an output can't be written any more."""

@@ -11,7 +11,7 @@ The modules, in the order in which a row meets them:
     cache       LMDB: answers that were paid for
     replay      such an answer → output line
     inflight    requests under way: who shares one, who has a slot, which line is the first unfinished
-    conversation  sent, sent again, asked again, until an answer passes (breaker: what ends a run)
+    conversation  sent, sent again, asked again, until an answer passes (breaker, budget: what ends a run)
     chat        one request, when the server's limits allow it (faults: what an error means; pace)
     wire        aiohttp: one request out, one bounded answer in (quick: its fast way; deadlines: its timeout)
     completion  response body → the model's content

@@ -40,6 +40,7 @@ class Job(NamedTuple):
     retries: int
     jobs: int
     keep_order: bool
+    budget: int | None
     cache: NoCache
     connect: "Callable[[], Chat]"
     is_dry: bool
@@ -78,6 +79,7 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
         retries=args.retries,
         jobs=args.jobs,
         keep_order=args.keep_order,
+        budget=args.budget,
         cache=cache,
         connect=connect,
         is_dry=args.dry_run,

@@ -23,7 +23,8 @@ exit status:
   0    every row was answered
   1    some rows failed: one line of JSON each on stderr; the same command tries them again
   2    wrong usage or configuration: nothing was sent
-  3    stopped early: the server refuses the whole run, or an output can't be written
+  3    stopped early: the server refuses the whole run, the budget is used up, or an output
+       can't be written
   128+n  ended by signal n (130: Ctrl-C); the same command goes on from there
   141  stdout was closed by its reader
 """
@@ -195,6 +196,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         type=_rate,
         default=math.inf,
         help="requests a minute, at most (default: what the server bears)",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="TOKENS",
+        type=_positive,
+        help="end the run when so many tokens, of prompts and answers, have been billed in it",
     )
     group.add_argument(
         "--cache",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
+from llmfilter.budget import Budget
 from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
 from llmfilter.errors import Abandoned, RowError, RunError, describe_bug
@@ -136,9 +137,9 @@ class Pipeline:
                         return
                     await self._take(lines[at : at + self._rows_most])
         except OSError as error:
-            self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
+            self._stop_early(f"stdin can't be read: {error.strerror}")
         except RunError as end:
-            self.stop(Stop(3, end.message))
+            self._stop_early(end.message)
 
     async def _has_room(self) -> bool:
         """Return as soon as there is room for rows; False once the run is stopped."""
@@ -224,7 +225,7 @@ class Pipeline:
         except Abandoned:
             return self._in_flight.abandon(request)
         except RunError as end:
-            self.stop(Stop(3, end.message))
+            self._stop_early(end.message)
             return self._in_flight.abandon(request)
         except Exception as bug:
             self._stop_for(bug)
@@ -250,7 +251,11 @@ class Pipeline:
     async def _converse(self, request: Request) -> tuple[Completion, Answer]:
         if self._chat is None:
             self._chat = self._job.connect()
-            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, self._free_slot)
+            tokens = self._job.budget
+            budget = Budget(tokens, self.stats, self.output.changed, self._stop_early) if tokens else None
+            self._conversation = Conversation(
+                self._job, self._chat, self._in_flight, self._breaker, self._free_slot, budget
+            )
         return await self._conversation.hold(request)
 
     def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
@@ -272,6 +277,9 @@ class Pipeline:
         """Stop where an output can't be written any more."""
         if failure := self.output.failure:
             self.stop(failure_of(failure))
+
+    def _stop_early(self, reason: str) -> None:
+        self.stop(Stop(3, reason))
 
     def _stop_for(self, bug: Exception) -> None:
         self.stop(Stop(70, describe_bug(bug)))

@@ -143,6 +143,11 @@ def _keys(content: str) -> bytes:
     return keys if 2 < len(keys) <= _KEYS_BYTES_MOST else b""
 
 
+def is_whole(key: bytes, stored: bytes) -> bool:
+    """Return whether what is stored under a key is what this version has stored there."""
+    return crc32(stored, crc32(key)) == CRC_OF_WHOLE and stored[0] == VERSION
+
+
 def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
     """Return the content of what is stored; the places are its header's."""
     if end:

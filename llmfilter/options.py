@@ -218,6 +218,16 @@ def _add_other(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="print each request body; send nothing, need no key",
     )
+    group.add_argument(
+        "--to-batch",
+        action="store_true",
+        help="print what the cache lacks as lines for a Batch API, each request once; send nothing, need no key",
+    )
+    group.add_argument(
+        "--from-batch",
+        action="store_true",
+        help="read the lines of a Batch API's results, and put the answers into the cache",
+    )
     group.add_argument("--stats", metavar="FILE", help="write the final counters as one JSON object")
     group.add_argument("-q", "--quiet", action="store_true", help="no bar and no summary (both only on a terminal)")
     group.add_argument("--version", action="version", version=f"llmfilter {__version__}", help="print the version")

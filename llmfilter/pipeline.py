@@ -66,7 +66,7 @@ class Snapshot(NamedTuple):
 class Pipeline:
     """Runs a job from a descriptor to two outputs.
 
-    stopped: why it ended early, or None; asked_bytes: what a dry run would send.
+    stopped: why it ended early, or None.
     """
 
     def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats) -> None:
@@ -82,7 +82,6 @@ class Pipeline:
         self._number = 0  # of the line taken last
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
         self._patience: asyncio.Timeout = asyncio.timeout(None)
-        self.asked_bytes = 0
         self.stopped: Stop | None = None
         job.cache.on_failure = self.output.say
 
@@ -114,6 +113,10 @@ class Pipeline:
         self._stop_for(bug if isinstance(bug, Exception) else RuntimeError(context["message"]))
         with suppress(RuntimeError):  # it has ended already
             self._patience.reschedule(asyncio.get_running_loop().time() + _BUG_S)
+
+    def report(self) -> list[str]:
+        """Return what there is to say at the end of a run that has done something else than asking."""
+        return self._job.preview.report(self.stats) if self._job.preview else []
 
     def snapshot(self) -> Snapshot:
         """Return how far the run is."""
@@ -192,9 +195,8 @@ class Pipeline:
         size = 0
         for row, body, key, stored in zip(rows, bodies, keys, job.cache.find(keys), strict=True):
             outcome = replay(*row, key, stored) if stored else None
-            if job.is_dry:
-                self.asked_bytes += 0 if isinstance(outcome, bytes) else len(body)
-                outcome = body + b"\n"
+            if job.preview:
+                outcome = job.preview.line(key, body, outcome)
             if isinstance(outcome, bytes):
                 printed[row[0]] = outcome
                 size += len(outcome)

@@ -27,7 +27,7 @@ _VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
 _SEEN_BYTES = 8  # of a key, that tell it from the others of an input
-_SEEN_TOGETHER = 250  # in one transaction, which holds a page for each
+_SEEN_TOGETHER = 500  # in one transaction, which holds up to a page for each
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
     "9p",

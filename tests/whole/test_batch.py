@@ -1,12 +1,13 @@
 """--to-batch and --from-batch: what the cache lacks goes through a provider's Batch API, the rest is asked live."""
 
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from program import ASK, Programs, rows
-from server import Server, completion
+from server import Server, completion, error
 
 KEY = "ab" * 32
 ADDED_KB_MOST = 6_000  # for 100 times as many rows
@@ -282,3 +283,29 @@ def test_what_means_nothing_together_is_refused(program: Programs, args: Sequenc
 def test_a_batch_needs_a_model(program: Programs) -> None:
     run = program.run(*ASK, "--to-batch", env={"OPENAI_MODEL": None})
     assert run.status == 2 and "--to-batch sends nothing" in run.said[0]
+
+
+def test_ctrl_c_in_mid_load_keeps_what_was_read(program: Programs, server: Server) -> None:
+    asked = requests(program, rows(range(2000)))
+    results = [result(line["custom_id"]) for line in asked]
+    run = program.start("--from-batch")
+    run.write(b"".join(results[:1500]) + b"broken\n", lambda: bool(run.errors))
+    run.signal(signal.SIGINT)
+    run.wait()
+    assert run.finish().status == -signal.SIGINT
+    assert "ended by SIGINT" in run.said[0] and "the same command" in run.said[0]
+    again = program.run("--from-batch", input=b"".join(results))
+    assert again.status == 0
+    assert "0 failed" in again.said[0] and not again.said[0].startswith("llmfilter: 2000 lines: 2000 answers stored")
+
+
+# The flex tier
+
+
+def test_the_refusals_of_a_flex_tier_are_waited_out(program: Programs, server: Server) -> None:
+    refusals = [error(429, "Resource Unavailable", code="resource_unavailable"), error(498, "capacity_exceeded")]
+    server.answer = lambda request: refusals.pop() if refusals else completion({"a": 1})
+    run = program.run(*ASK, "-o", "service_tier=flex", "--timeout", "900", "-r", "0", input=rows([1]))
+    assert (run.status, run.rows) == (0, [{"id": 1, "a": 1}])
+    assert {request.json["service_tier"] for request in server.requests} == {"flex"}
+    assert len(server.requests) == 3

@@ -10,8 +10,9 @@ The modules, in the order in which a row meets them:
     prompt      record → request body
     cache       LMDB: answers that were paid for
     replay      such an answer → output line
+    preview     what is printed instead of being sent: -n, --to-batch
     inflight    requests under way: who shares one, who has a slot, which line is the first unfinished
-    conversation  sent, sent again, asked again, until an answer passes (breaker: what ends a run)
+    conversation  sent, sent again, asked again, until an answer passes (breaker, budget: what ends a run)
     chat        one request, when the server's limits allow it (faults: what an error means; limit)
     wire        aiohttp: one request out, one bounded answer in (quick: its fast way; deadlines: its timeout)
     completion  response body → the model's content
@@ -19,7 +20,8 @@ The modules, in the order in which a row meets them:
     output      answers to stdout, error lines to stderr
     progress    how far it is: bar, SIGUSR1, summary
 
-Beside them: record (JSON as bytes), batches (a thread for blocking calls), stats, errors, typos.
+Beside them: load (--from-batch: a run that only fills the cache), record (JSON as bytes), batches (a
+thread for blocking calls), stats, errors, typos.
 """
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from llmfilter.errors import RowError, printable
-from llmfilter.record import drop_repeated, dump_text, join, members, object_end, one_line, parse_json
+from llmfilter.record import drop_repeated, dump_text, join, members, object_end, one_line, parse_json, splice
 
 if TYPE_CHECKING:
     from llmfilter.schema import Schema
@@ -31,7 +31,8 @@ class Checks:
     """What an answer must be, and how it goes into the record.
 
     schema: it must satisfy it; fields: the keys to keep, all of which must be there; key: put it
-    under this key instead of merging it; is_text: any text is an answer, under `key`.
+    under this key instead of merging it; is_text: any text is an answer, under `key`; response: the
+    key of the server's whole response beside the answer, or None.
     takes_any: any object is an answer, and goes in as it is.
     """
 
@@ -41,11 +42,13 @@ class Checks:
         fields: Sequence[str] = (),
         key: str | None = None,
         is_text: bool = False,
+        response: str | None = None,
     ) -> None:
         self._schema = schema
         self._fields = list(dict.fromkeys(fields))
         self._key = key
         self._is_text = is_text
+        self.response = response
         self.takes_any = not (schema or fields or key is not None or is_text)
 
     def parse(self, content: str) -> Answer:
@@ -71,6 +74,12 @@ class Checks:
             return self.parse(content)
         except (ValueError, RowError):
             return None
+
+    def add_response(self, answer: Answer, body: bytes) -> Answer:
+        """Return an answer with the body that it came in under `response`, in one line."""
+        assert self.response is not None
+        member, keys = _under(self.response, one_line(body.decode()))
+        return splice(*answer, member, keys)[:-1], {**answer[1], **keys}
 
     def _check(self, value: dict[str, Any], content: str) -> None:
         faults = [_missing(name, value) for name in self._fields if name not in value]

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import os
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -16,9 +17,9 @@ from pathlib import Path
 import lmdb
 
 from llmfilter.batches import Batcher
-from llmfilter.errors import UsageError
+from llmfilter.errors import RunError, UsageError
 
-Item = tuple[bytes, bytes, "asyncio.Future[None]"]
+Item = tuple[bytes, bytes, "asyncio.Future[None] | None"]  # who waits for it, and for those before it
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
@@ -28,6 +29,8 @@ _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first page
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
+_SEEN_BYTES = 8  # of a key, that tell it from the others of an input
+_SEEN_TOGETHER = 500  # in one transaction, which holds up to a page for each
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
     "9p",
@@ -70,6 +73,7 @@ class NoCache:
     """Remembers nothing (`--no-cache`). on_failure gets a message if a cache fails in mid-run."""
 
     on_failure: Callable[[str], None] = staticmethod(lambda message: None)
+    folder: Path | None = None
 
     def find(self, keys: Sequence[bytes]) -> Iterable[bytes | None]:
         """Yield the value under each key, or None."""
@@ -77,6 +81,10 @@ class NoCache:
 
     async def put(self, key: bytes, value: bytes) -> bool:
         """Return when a value is on the disk, or False when it can't be."""
+        return await self.put_all([(key, value)])
+
+    async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Return when values under their keys are all on the disk, or False when they can't be."""
         return True
 
     def close(self) -> None:
@@ -87,7 +95,7 @@ class Cache(NoCache):
     """An LMDB folder; where it can't be written any more the run goes on, and it only looks up."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder: Path = folder
         self._loop = asyncio.get_running_loop()
         self._env = open_folder(folder)
         self._inode = self._stat_inode()
@@ -117,6 +125,15 @@ class Cache(NoCache):
             await stored
         return not self._broken
 
+    async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
+        """As in NoCache."""
+        if pairs and not self._broken:
+            stored = self._loop.create_future()
+            waiting = [None] * (len(pairs) - 1)
+            self._commits.add([(*pair, each) for pair, each in zip(pairs, [*waiting, stored], strict=True)])
+            await stored
+        return not self._broken
+
     def _commit(self, batch: list[Item]) -> None:
         if self._stat_inode() != self._inode:
             raise FileNotFoundError("the folder was removed or replaced")
@@ -136,13 +153,13 @@ class Cache(NoCache):
 
     def _stat_inode(self) -> int:
         try:
-            return os.stat(self._folder / "data.mdb").st_ino
+            return os.stat(self.folder / "data.mdb").st_ino
         except OSError:
             return 0
 
     def _say_slow(self) -> None:
         self.on_failure(
-            f"the cache {self._folder} has taken {_SLOW_S:.0f} s to store answers: its disk is slow, "
+            f"the cache {self.folder} has taken {_SLOW_S:.0f} s to store answers: its disk is slow, "
             "or another process that uses it was stopped in mid-commit (jobs, fg)"
         )
 
@@ -153,19 +170,48 @@ class Cache(NoCache):
         if error:
             self._fail(error)
         for _, _, stored in batch:
-            stored.set_result(None)
+            if stored:
+                stored.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         if not self._broken:  # said once, and nothing is stored any more
             self._broken = True
             self.on_failure(
-                f"the cache {self._folder} fails ({_cause(error)}); this run goes on without it: "
+                f"the cache {self.folder} fails ({_cause(error)}); this run goes on without it: "
                 "make room, or give another folder with --cache"
             )
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
         self._env.close()
+
+
+class Seen:
+    """Which keys have come before, in a file that has no name: memory does not grow, and a kill leaves nothing behind.
+
+    Of each key only the beginning: to take two for one costs no more than a request that is not printed.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        os.close(descriptor)
+        try:
+            self._env = _open_largest(Path(name), subdir=False, lock=False, sync=False)
+        finally:
+            os.unlink(name)
+        self._added = 0
+        self._transaction = self._env.begin(write=True)
+
+    def add(self, key: bytes) -> bool:
+        """Note a key; return whether it is new. Raise RunError where there is no room for it."""
+        try:
+            if self._added == _SEEN_TOGETHER:
+                self._transaction.commit()
+                self._transaction, self._added = self._env.begin(write=True), 0
+            self._added += 1
+            return bool(self._transaction.put(key[:_SEEN_BYTES], b"", overwrite=False))
+        except lmdb.Error as error:
+            raise RunError(f"what was printed can't be remembered ({error}): make room in the cache's folder") from None
 
 
 def open_folder(folder: Path) -> lmdb.Environment:
@@ -219,10 +265,10 @@ def _cause(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-def _open_largest(folder: Path) -> lmdb.Environment:
+def _open_largest(path: Path, **flags: bool) -> lmdb.Environment:
     for map_bytes in _MAP_BYTES:
         try:
-            return lmdb.open(os.fspath(folder), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST)
+            return lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST, **flags)
         except lmdb.MemoryError:
             if map_bytes == _MAP_BYTES[-1]:
                 raise

@@ -107,6 +107,7 @@ async def run(args: Namespace) -> int:
     import asyncio
 
     from llmfilter.job import make_job
+    from llmfilter.load import Load
     from llmfilter.output import escape_controls, write_all, write_alone
     from llmfilter.pipeline import Pipeline
     from llmfilter.progress import Progress
@@ -123,9 +124,9 @@ async def run(args: Namespace) -> int:
 
     total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
-    pipeline = Pipeline(job, STDIN, partial(write, STDOUT), write_stderr, stats)
+    pipeline = (Load if args.from_batch else Pipeline)(job, STDIN, partial(write, STDOUT), write_stderr, stats)
     is_shown = is_terminal and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
-    with_bar = is_shown and not os.isatty(STDOUT) and not args.dry_run
+    with_bar = is_shown and not os.isatty(STDOUT) and not (args.dry_run or args.to_batch)
     progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
     catch_signals(pipeline, progress, args.stats)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
@@ -136,7 +137,7 @@ async def run(args: Namespace) -> int:
         progress.close()
     if args.stats is not None:
         write_stats(args.stats, stats)
-    for line in ending(args, pipeline, is_shown):
+    for line in ending(pipeline, is_shown):
         say(line)
     if pipeline.stopped:
         return pipeline.stopped.status
@@ -149,16 +150,14 @@ def bytes_left(fd: int) -> int | None:
     return status.st_size - os.lseek(fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
 
-def ending(args: Namespace, pipeline: "Pipeline", is_shown: bool) -> list[str]:
+def ending(pipeline: "Pipeline", is_shown: bool) -> list[str]:
     """What there is to say at the end."""
     stats, stopped = pipeline.stats, pipeline.stopped
     lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
     if stats.unstored:
         lines.append(f"{count(stats.unstored, 'answer')} could not be stored in the cache: they will be paid for again")
-    if args.dry_run:
-        asked = stats.rows - stats.cached - stats.failed
-        lines.append(f"{stats.rows} rows: {asked} to be asked, {stats.cached} in the cache, {stats.failed} failed")
-        lines.append(f"{pipeline.asked_bytes} bytes of requests to be sent, about {pipeline.asked_bytes // 4} tokens")
+    if report := pipeline.report():
+        lines += report
     elif is_shown:
         from llmfilter.progress import summary
 

@@ -142,8 +142,18 @@ def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
     return keys if len(keys) <= _KEYS_BYTES_MOST else b""
 
 
+def is_whole(key: bytes, stored: bytes) -> bool:
+    """Return whether what is stored under a key is what this version has stored there."""
+    return crc32(stored, crc32(key)) == CRC_OF_WHOLE and stored[0] == VERSION
+
+
 def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
     """Return the content of what is stored; the places are its header's."""
     if end:
         return str(parse_json(stored[start:end]))
-    return parse_completion(stored[keys_end:-_CRC_BYTES]).content
+    return parse_completion(stored_body(stored, keys_end)).content
+
+
+def stored_body(stored: bytes, keys_end: int) -> bytes:
+    """Return the response's body of what is stored, byte for byte; keys_end: its header's."""
+    return stored[keys_end:-_CRC_BYTES]

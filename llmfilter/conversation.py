@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llmfilter import faults
 from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
+from llmfilter.budget import Budget
 from llmfilter.completion import Completion
 from llmfilter.errors import Abandoned, Retryable, RowError
 from llmfilter.inflight import InFlight, Request
@@ -28,12 +29,19 @@ REASK = (
 class Conversation:
     """Holds the conversations of a run, each in its request's task and slot.
 
-    free_slot: lets the others have a slot.
+    free_slot: lets the others have a slot; budget: None where there is no limit.
     """
 
     def __init__(
-        self, job: "Job", chat: "Chat", in_flight: InFlight, breaker: Breaker, free_slot: Callable[[], None]
+        self,
+        job: "Job",
+        chat: "Chat",
+        in_flight: InFlight,
+        breaker: Breaker,
+        free_slot: Callable[[], None],
+        budget: Budget | None,
     ) -> None:
+        self._budget = budget
         self._free_slot = free_slot
         self._job = job
         self._chat = chat
@@ -47,7 +55,7 @@ class Conversation:
             body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
         while True:
             try:
-                completion = await self._chat.send(body, request)
+                completion = await self._send(body, request)
                 self._breaker.succeed()
                 return completion, self._parse(completion)
             except Retryable as fault:
@@ -67,6 +75,19 @@ class Conversation:
                 body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
                 continue
             await self._back_off(request, wait_s)
+
+    async def _send(self, body: bytes, request: Request) -> Completion:
+        """Send a request once, when the budget has room for it; raise as `Chat.send` does."""
+        budget = self._budget
+        if budget is None:
+            return await self._chat.send(body, request)
+        await budget.take(self._chat.draining.is_set)
+        try:
+            completion = await self._chat.send(body, request)
+            budget.count(completion.prompt_tokens + completion.completion_tokens)
+        finally:
+            budget.free()
+        return completion
 
     def _reject(self, fault: RowError) -> RowError:
         self._breaker.reject(self._chat.clean(fault))

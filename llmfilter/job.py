@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from llmfilter.answer import Checks
-from llmfilter.cache import Cache, Keys, NoCache
+from llmfilter.cache import Cache, Keys, NoCache, Seen
 from llmfilter.endpoint import Mask, make_endpoint
 from llmfilter.errors import RowError, RunError, UsageError, printable
+from llmfilter.options import make_parser
 from llmfilter.prompt import Field, Prompt, Template, parse_field, parse_prompt, refuse_fixed
 from llmfilter.record import depth, is_exact, one_line, parse_json
 from llmfilter.rows import BLOCK_BYTES, BOM, parse_record
@@ -21,9 +22,11 @@ from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
     from llmfilter.chat import Chat
+    from llmfilter.preview import Preview
     from llmfilter.schema import Schema
 
 _BUILT = {"messages": "-p and -s", "model": "-m", "stream": None, "n": None}  # what -o may not set
+_LOADING = {"--from-batch", "--cache", "--no-cache", "--stats", "--quiet"}  # what goes with --from-batch
 _LISTED_MOST = 20
 _NAME_MOST = 100  # characters of a model's name
 _DEPTH_MOST = 254  # what orjson writes
@@ -40,13 +43,18 @@ class Job(NamedTuple):
     retries: int
     jobs: int
     keep_order: bool
+    budget: int | None
     cache: NoCache
     connect: "Callable[[], Chat]"
-    is_dry: bool
+    preview: "Preview | None" = None
 
 
 async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stats: Stats) -> Job:
     """Return the job; ask the server for its model if none was named."""
+    if args.from_batch:
+        return make_loading(args, environ)
+    if args.dry_run and args.to_batch:
+        raise UsageError("-n and --to-batch print different things instead of sending: give one of them")
     check_text(args, environ)
     check_stats(args.stats)
     schema = read_schema(args.schema) if args.schema is not None else None
@@ -56,7 +64,8 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
     system = Template(read_system(args.system)) if args.system is not None else None
     if user and not varies(user, system, fields):
         refuse_fixed(peek_keys(stdin))
-    endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not args.dry_run)
+    is_dry = args.dry_run or args.to_batch
+    endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry)
     cache = open_cache(args, environ)
 
     def connect() -> "Chat":
@@ -67,8 +76,9 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
 
     model = args.model or environ.get("OPENAI_MODEL")
     if not model:
-        if args.dry_run:
-            raise UsageError("-n sends nothing, so it can't ask the server for its model: give -m NAME")
+        if is_dry:
+            option = "-n" if args.dry_run else "--to-batch"
+            raise UsageError(f"{option} sends nothing, so it can't ask the server for its model: give -m NAME")
         model = await only_model(connect(), endpoint.mask)
     prompt = Prompt(user, system, model, fields)
     return Job(
@@ -79,15 +89,60 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
         retries=args.retries,
         jobs=args.jobs,
         keep_order=args.keep_order,
+        budget=args.budget,
         cache=cache,
         connect=connect,
-        is_dry=args.dry_run,
+        preview=make_preview(args, cache),
     )
+
+
+def make_loading(args: Namespace, environ: Mapping[str, str]) -> Job:
+    """Return the job of `--from-batch`, which has a cache and else nothing."""
+    for action in make_parser()._actions:
+        option = action.option_strings[-1]
+        if option not in _LOADING and getattr(args, action.dest, action.default) != action.default:
+            raise UsageError(
+                f"--from-batch only puts results into the cache: {option} belongs to the same command without it"
+            )
+    if args.no_cache:
+        raise UsageError("--from-batch puts results into the cache: leave out --no-cache")
+    check_stats(args.stats)
+    return Job(
+        prompt=Prompt(None, None, "", {}),
+        keys=Keys("", []),
+        checks=Checks(),
+        reasks=0,
+        retries=0,
+        jobs=1,
+        keep_order=False,
+        budget=None,
+        cache=open_cache(args, environ),
+        connect=_connect_never,
+    )
+
+
+def _connect_never() -> "Chat":
+    raise AssertionError("nothing is sent")
+
+
+def make_preview(args: Namespace, cache: NoCache) -> "Preview | None":
+    """Return what prints requests instead of sending them, if that was asked for."""
+    if not (args.dry_run or args.to_batch):
+        return None
+    from llmfilter.preview import DryRun, ToBatch
+
+    if args.dry_run:
+        return DryRun()
+    try:
+        return ToBatch(Seen(cache.folder))
+    except OSError as error:
+        raise UsageError(f"--to-batch has no room for what it has printed ({error}): set $TMPDIR") from None
 
 
 def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
     """Raise UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
     typed = {"-s": args.system, "-m": args.model, "-f": args.fields, "--as": args.as_key, "-u": args.base_url}
+    typed["--response"] = args.response
     for option, text in [
         *typed.items(),
         *(("-o", each) for each in args.option),
@@ -144,7 +199,10 @@ def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
         raise UsageError(f"-f {args.fields!r}: give names with commas between them, like -f label,score")
     if args.text and (schema or fields):
         raise UsageError("--text takes any text as the answer: leave out --schema and -f, or leave out --text")
-    return Checks(schema, fields, args.as_key, args.text)
+    taken = fields if args.as_key is None else [args.as_key]
+    if args.response in (taken or ["answer"] * args.text):
+        raise UsageError(f"--response {printable(args.response)}: the answer has this key already: give another one")
+    return Checks(schema, fields, args.as_key, args.text, args.response)
 
 
 def response_format(is_text: bool, schema: "Schema | None") -> Any:
@@ -196,7 +254,7 @@ def open_cache(args: Namespace, environ: Mapping[str, str]) -> NoCache:
     named = args.cache or environ.get("LLMFILTER_CACHE")
     try:
         folder = cache_folder(named, environ)
-        if args.dry_run and not (folder / "data.mdb").exists():
+        if (args.dry_run or args.to_batch) and not (folder / "data.mdb").exists():
             return NoCache()
         return Cache(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home to be found, or a loop of links

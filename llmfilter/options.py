@@ -23,7 +23,8 @@ exit status:
   0    every row was answered
   1    some rows failed: one line of JSON each on stderr; the same command tries them again
   2    wrong usage or configuration: nothing was sent
-  3    stopped early: the server refuses the whole run, or an output can't be written
+  3    stopped early: the server refuses the whole run, the budget is used up, or an output
+       can't be written
   128+n  ended by signal n (130: Ctrl-C); the same command goes on from there
   141  the reader of stdout, or of stderr, has gone
 """
@@ -154,6 +155,11 @@ def _add_answers(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--as", dest="as_key", metavar="KEY", help="put the answer under KEY (default: merge it)")
     group.add_argument("--text", action="store_true", help="plain-text answers, under --as (default: answer)")
     group.add_argument(
+        "--response",
+        metavar="KEY",
+        help="also put the server's whole response under KEY: log-probabilities, usage, reasoning",
+    )
+    group.add_argument(
         "--reask",
         metavar="N",
         type=_count,
@@ -192,6 +198,12 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="requests a minute, at most (default: what the server bears)",
     )
     group.add_argument(
+        "--budget",
+        metavar="TOKENS",
+        type=_positive,
+        help="end the run when so many tokens, of prompts and answers, have been billed in it",
+    )
+    group.add_argument(
         "--cache",
         metavar="DIR",
         help="folder of the answers paid for (default: $LLMFILTER_CACHE, else $XDG_CACHE_HOME/llmfilter)",
@@ -205,6 +217,16 @@ def _add_other(group: argparse._ArgumentGroup) -> None:
         "--dry-run",
         action="store_true",
         help="print each request body; send nothing, need no key",
+    )
+    group.add_argument(
+        "--to-batch",
+        action="store_true",
+        help="print what the cache lacks as lines for a Batch API, each request once; send nothing, need no key",
+    )
+    group.add_argument(
+        "--from-batch",
+        action="store_true",
+        help="read the lines of a Batch API's results, and put the answers into the cache",
     )
     group.add_argument("--stats", metavar="FILE", help="write the final counters as one JSON object")
     group.add_argument("-q", "--quiet", action="store_true", help="no bar and no summary (both only on a terminal)")

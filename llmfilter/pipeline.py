@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
+from llmfilter.budget import Budget
 from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
 from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
-from llmfilter.record import splice
 from llmfilter.replay import Replay
 from llmfilter.rows import Row, Rows, parse_record
 from llmfilter.stats import Stats
@@ -67,7 +67,7 @@ class Snapshot(NamedTuple):
 class Pipeline:
     """Runs a job from a descriptor to two outputs.
 
-    stopped: why it ended early, or None; asked_bytes: what a dry run would send.
+    stopped: why it ended early, or None.
     """
 
     def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats) -> None:
@@ -85,7 +85,6 @@ class Pipeline:
         self._rows_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // job.prompt.fixed_bytes))
         self._patience: asyncio.Timeout = asyncio.timeout(None)
         self._has_said_replaced = False
-        self.asked_bytes = 0
         self.stopped: Stop | None = None
         job.cache.on_failure = self.output.say
 
@@ -118,6 +117,10 @@ class Pipeline:
         with suppress(RuntimeError):  # it has ended already
             self._patience.reschedule(asyncio.get_running_loop().time() + _BUG_S)
 
+    def report(self) -> list[str]:
+        """Return what there is to say at the end of a run that has done something else than asking."""
+        return self._job.preview.report(self.stats) if self._job.preview else []
+
     def snapshot(self) -> Snapshot:
         """Return how far the run is."""
         lines = [self._in_flight.first_unfinished, self.output.first_unwritten]
@@ -142,9 +145,9 @@ class Pipeline:
                     first = self._number + 1
                     await self._take(lines[at : at + self._rows_most])
         except OSError as error:
-            self.stop(Stop(3, f"stdin can't be read: {error.strerror}"))
+            self._stop_early(f"stdin can't be read: {error.strerror}")
         except RunError as end:
-            self.stop(Stop(3, end.message))
+            self._stop_early(end.message)
         except Exception as bug:
             self._stop_for(bug, first)
 
@@ -199,9 +202,8 @@ class Pipeline:
         size = 0
         for row, body, key, stored in zip(rows, bodies, keys, job.cache.find(keys), strict=True):
             outcome = replay(*row, key, stored) if stored else None
-            if job.is_dry:
-                self.asked_bytes += 0 if isinstance(outcome, bytes) else len(body)
-                outcome = body + b"\n"
+            if job.preview:
+                outcome = job.preview.line(key, body, outcome)
             if isinstance(outcome, bytes):
                 printed[row[0]] = outcome
                 size += len(outcome)
@@ -232,7 +234,7 @@ class Pipeline:
         except Abandoned:
             pass
         except RunError as end:
-            self.stop(Stop(3, end.message))
+            self._stop_early(end.message)
         except Exception as bug:
             self._stop_for(bug, first)
         return self._in_flight.abandon(request)
@@ -253,7 +255,11 @@ class Pipeline:
     def _talk(self) -> Conversation:
         if self._conversation is None:
             self._chat = self._job.connect()
-            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, self._free_slot)
+            tokens = self._job.budget
+            budget = Budget(tokens, self.stats, self.output.changed, self._stop_early) if tokens else None
+            self._conversation = Conversation(
+                self._job, self._chat, self._in_flight, self._breaker, self._free_slot, budget
+            )
         return self._conversation
 
     def _fill_slots(self) -> None:
@@ -273,19 +279,18 @@ class Pipeline:
             self.stats.by_kind[outcome.kind] += 1
             self.output.error(row.number, error_line(row.number, outcome, request.attempts, row.raw, is_record=True))
             return
-        completion, (answer, answer_keys) = outcome
+        completion, answer = outcome
         if is_shared:
             self.output.changed.notify()
             self.stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
         else:
             self.stats.asked += 1
-        self.stats.count_replaced(row.number, row.record, answer_keys)
-        self.output.answers({row.number: splice(row.raw, row.record, answer, answer_keys)})
+        self.output.answers({row.number: self._replay.join(*row, answer, completion.body)})
         self._say_replaced()
 
     def _say_replaced(self) -> None:
         """Say once that an answer has replaced a key of its record."""
-        if self.stats.first_replaced and not self._has_said_replaced and not self._job.is_dry:
+        if self.stats.first_replaced and not self._has_said_replaced and not self._job.preview:
             self._has_said_replaced = True
             line, key = self.stats.first_replaced
             self.output.say(
@@ -297,6 +302,9 @@ class Pipeline:
         """Stop where an output can't be written any more."""
         if failure := self.output.failure:
             self.stop(failure_of(failure))
+
+    def _stop_early(self, reason: str) -> None:
+        self.stop(Stop(3, reason))
 
     def _stop_for(self, bug: Exception, first: int | None = None) -> None:
         """Stop for a bug, or for want of memory; first: the lowest line that may have no outcome for it."""

@@ -1,4 +1,4 @@
-"""A cached completion and its record → the output line. Pure, but for the counters.
+"""A completion, cached or new, and its record → the output line. Pure, but for the counters.
 
 Nearly every replay is plain: no check but that it is an object, and no key that the record has too.
 That is done here in one piece; the calls of those who know each step take longer than the steps.
@@ -10,8 +10,8 @@ from zlib import crc32
 
 from orjson import loads
 
-from llmfilter.answer import Checks
-from llmfilter.completion import CRC_OF_WHOLE, HEADER, VERSION, parse_content
+from llmfilter.answer import Answer, Checks
+from llmfilter.completion import CRC_OF_WHOLE, HEADER, VERSION, parse_content, stored_body
 from llmfilter.errors import RowError
 from llmfilter.record import splice
 from llmfilter.stats import Stats
@@ -29,8 +29,8 @@ class Replay:
     """Makes output lines of what is stored, and counts them."""
 
     def __init__(self, checks: Checks, stats: Stats) -> None:
-        self._parse = checks.parse
-        self._takes_any = checks.takes_any
+        self._checks = checks
+        self._is_plain = checks.takes_any and checks.response is None
         self._stats = stats
 
     def line(
@@ -44,13 +44,12 @@ class Replay:
             version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
             if version != VERSION:
                 return None
-            keys = stored[HEADER.size : keys_end] if self._takes_any else b""
+            keys = stored[HEADER.size : keys_end] if self._is_plain else b""
             if keys and record and record.keys().isdisjoint(_parse_keys(keys)):
                 line = b"%b,%b\n" % (raw[:-1], loads(stored[start:end]).encode()[1:])
             else:
-                answer, answer_keys = self._parse(parse_content(stored, keys_end, start, end))
-                line = splice(raw, record, answer, answer_keys)
-                stats.count_replaced(number, record, answer_keys)
+                answer = self._checks.parse(parse_content(stored, keys_end, start, end))
+                line = self.join(number, raw, record, answer, stored_body(stored, keys_end))
         except ValueError:  # of a lone surrogate, which a look at the content settles
             return None
         except RowError as fault:
@@ -59,3 +58,10 @@ class Replay:
         stats.saved_prompt += prompt_tokens
         stats.saved_completion += completion_tokens
         return line
+
+    def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
+        """Return the line of a row whose answer came in this response's body."""
+        if self._checks.response is not None:
+            answer = self._checks.add_response(answer, body)
+        self._stats.count_replaced(number, record, answer[1])
+        return splice(raw, record, *answer)

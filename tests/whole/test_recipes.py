@@ -1,25 +1,36 @@
 """The recipes of the README, run by a shell as they are written there."""
 
+import base64
 import json
+import math
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from getpass import getuser
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 import pytest
+from batch_api import BatchApi
 from program import COMMAND, Program, Programs, rows
-from server import PATIENCE_S, Request, Server, completion, error
+from server import PATIENCE_S, Request, Response, Server, completion, error
 
 README = Path(__file__).parents[2] / "README.md"
 RECIPES = {  # how each begins
-    "jq": "jq ",
-    "head": "llmfilter ",
+    "jq": "jq -c 'select",
+    "head": "llmfilter -p prompt.md < data.jsonl | head",
+    "certainty": "llmfilter --text --as label",
+    "cost": "llmfilter --response",
+    "samples": "jq -c 'range",
+    "pictures": "for f in *.png",
     "rerun": "grep ",
     "tail": "tail ",
     "split": "split ",
@@ -39,10 +50,12 @@ def needs(**packages: str | None) -> pytest.MarkDecorator:
 
 
 def find(command: str) -> str | None:
-    return SSHD if command == "sshd" else which(command)
+    return which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 needs_jq = needs(jq="jq")
+needs_curl = needs(curl="curl", jq="jq")
+needs_nginx = needs(nginx="nginx-light")
 needs_parallel = needs(parallel="parallel")
 needs_sshd = needs(ssh="openssh-client", sshd="openssh-server")
 needs_lmdb = needs(mdb_dump="lmdb-utils", mdb_load="lmdb-utils")
@@ -120,6 +133,12 @@ def read_recipes() -> list[str]:
     section = README.read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
     block = section.partition("```sh\n")[2].partition("```")[0]
     return [line for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def read_blocks(title: str, language: str = "sh") -> list[str]:
+    """The blocks of code in a section of the README."""
+    section = README.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
 def recipe(name: str) -> str:
@@ -215,6 +234,166 @@ def test_parallel_feeds_several_processes_on_one_cache(shell: Shell, server: Ser
     assert shell.run(recipe("parallel")).status == 0
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)
+
+
+@needs_jq
+def test_the_probability_of_a_label(shell: Shell, server: Server) -> None:
+    def answer(request: Request) -> Response:
+        assert request.json["logprobs"] is True
+        document = json.loads(completion("spam").body)
+        document["choices"][0]["logprobs"] = {"content": [{"token": "sp", "logprob": -0.5}, {"logprob": -0.25}]}
+        return Response(json.dumps(document).encode())
+
+    server.answer = answer
+    shell.write("data.jsonl", rows([1]))
+    run = shell.run(recipe("certainty"))
+    (row,) = run.rows
+    assert (row["id"], row["label"], round(row["p"], 6)) == (1, "spam", round(math.exp(-0.75), 6))
+    assert row.keys() == {"id", "label", "p"}
+
+
+@needs_jq
+def test_what_all_answers_cost(shell: Shell, server: Server) -> None:
+    shell.write("data.jsonl", rows(range(4)))
+    run = shell.run(recipe("cost"))
+    assert float(run.stdout) == pytest.approx(4 * (7 * 0.15 + 3 * 0.60) / 1e6)
+
+
+@needs_jq
+def test_several_samples_of_each_row(shell: Shell, server: Server) -> None:
+    server.answer = lambda request: completion({"said": request.json["seed"]})
+    shell.write("data.jsonl", rows([1, 2]))
+    assert shell.run(recipe("samples")).status == 0
+    found = sorted((row["id"], row["seed"], row["said"]) for row in shell.read_rows("out.jsonl"))
+    assert found == [(each, seed, seed) for each in (1, 2) for seed in range(5)]
+
+
+@needs_jq
+def test_pictures_become_labels_without_the_picture(shell: Shell, server: Server) -> None:
+    pictures = {f"{name}.png": b"\x89PNG" + os.urandom(70_000) for name in ("cat", "a dog")}
+    for name, content in pictures.items():
+        shell.write(name, content)
+
+    def answer(request: Request) -> Response:
+        text, picture = request.prompt
+        assert "JSON" in text["text"]
+        head, _, data = picture["image_url"]["url"].partition(",")
+        assert head == "data:image/png;base64"
+        (name,) = [name for name, content in pictures.items() if content == base64.b64decode(data)]
+        return completion({"label": name.removesuffix(".png")})
+
+    server.answer = answer
+    run = shell.run(recipe("pictures"))
+    assert (run.status, run.stderr) == (0, b"")
+    found = sorted(shell.read_rows("labels.jsonl"), key=str)
+    assert found == [{"file": f"{each}.png", "label": each} for each in ("a dog", "cat")]
+
+
+# Half price
+
+
+@needs_curl
+def test_a_batch_is_handed_in_and_taken_back(shell: Shell, server: Server) -> None:
+    api = BatchApi(expires={"3"}, refuses={"5"})
+    server.answer = api.answer
+    shell.environ["OPENAI_API_KEY"] = BatchApi.KEY
+    shell.write_command("sleep", 'echo "$1" >> slept')
+    shell.write("data.jsonl", rows([*range(8), 0, 1]))
+    submit, collect, _ = read_blocks("Half price")
+    shell.run(submit)
+    assert len((shell.folder / "ids").read_text().split()) == 1
+    run = shell.run(collect)
+    assert (run.status, run.stderr) == (0, b"")
+    assert ids(shell.read_rows("out.jsonl")) == [0, 0, 1, 1, *range(2, 8)]
+    errors = [line for line in (shell.folder / "errors.jsonl").read_text().splitlines() if line.startswith("{")]
+    assert sorted(json.loads(line)["error"] for line in errors) == ["http", "server"]
+    assert api.asked_live == ["3", "5"]
+    assert set((shell.folder / "slept").read_text().split()) == {"60"}
+
+
+@needs_curl
+def test_files_of_50000_lines_are_handed_in_one_by_one(shell: Shell, server: Server) -> None:
+    api = BatchApi()
+    server.answer = api.answer
+    shell.environ["OPENAI_API_KEY"] = BatchApi.KEY
+    shell.write_command("sleep", "")
+    shell.write("data.jsonl", rows(range(8)))
+    submit, collect, _ = read_blocks("Half price")
+    assert shell.run(submit.replace("-l 50000", "-l 3")).status == 0
+    assert len((shell.folder / "ids").read_text().split()) == 3
+    assert shell.run(collect).status == 0
+    assert ids(shell.read_rows("out.jsonl")) == list(range(8))
+    assert not api.asked_live
+
+
+def test_vllm_runs_a_batch_without_a_server(shell: Shell, server: Server) -> None:
+    """What stands in for vLLM writes what its run-batch writes; the model is what the file names."""
+    script = shell.folder / "vllm.py"
+    script.write_bytes((Path(__file__).parents[1] / "vllm_batch.py").read_bytes())
+    shell.write_command("vllm", f'exec {sys.executable} {script} "$@"')
+    shell.write("data.jsonl", rows(range(3)))
+    run = shell.run(read_blocks("Half price")[2])
+    assert run.said[-1] == "llmfilter: 3 lines: 2 answers stored, 0 in the cache, 1 failed"
+    again = shell.run("llmfilter -k -p prompt.md < data.jsonl")
+    assert [row["echo"] for row in again.rows] == ["batch 0", "1", "batch 2"]
+    assert server.prompts == ["1"]
+
+
+# Several servers
+
+
+@needs_nginx
+def test_behind_nginx_a_server_that_dies_loses_no_row(shell: Shell, server: Server) -> None:
+    count = 400
+    with ExitStack() as life:
+        dying = life.enter_context(Server())
+        with Nginx(shell.folder, [server, dying]) as url:
+            server.hold()
+            dying.hold()
+            shell.write("data.jsonl", rows(range(count)))
+            run = shell.start(f"llmfilter -u {url} --stats stats.json -p prompt.md < data.jsonl")
+            for each in (server, dying):
+                each.wait_for(JOBS // 2)
+            life.close()
+            server.release()
+            run.finish()
+    assert (run.status, run.stderr) == (0, b"")
+    assert ids(run.rows) == list(range(count))
+    (stats,) = shell.read_rows("stats.json")
+    assert (stats["requests"], stats["retries"]) == (count, 0), "nginx sends them to the other one"
+    assert len(server.requests) == count - JOBS // 2 + len(dying.requests) == count
+
+
+class Nginx:
+    """The README's nginx, on a free port before these servers."""
+
+    def __init__(self, folder: Path, servers: list[Server]) -> None:
+        port = free_port(["127.0.0.1"])
+        (conf,) = read_blocks("Servers", "nginx")
+        for name, server in zip(("gpu1:8000", "gpu2:8000"), servers, strict=True):
+            conf = conf.replace(name, f"127.0.0.1:{server.port}")
+        conf = conf.replace("listen 127.0.0.1:8000", f"listen 127.0.0.1:{port}")
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "".join(f"{kind}_temp_path {folder}/nginx;\n" for kind in kinds)
+        whole = f"daemon off;\npid {folder}/nginx.pid;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}{conf}}}\n"
+        (folder / "nginx.conf").write_text(whole)
+        self._url = f"http://127.0.0.1:{port}/v1"
+        self._port = port
+        self._command = [find("nginx") or "", "-e", f"{folder}/nginx.log", "-c", f"{folder}/nginx.conf"]
+
+    def __enter__(self) -> str:
+        self._nginx = subprocess.Popen(self._command)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                return self._url
+            except ConnectionRefusedError:
+                assert self._nginx.poll() is None and time.monotonic() < deadline
+
+    def __exit__(self, *_: object) -> None:
+        self._nginx.terminate()
+        self._nginx.wait(PATIENCE_S)
 
 
 # Over ssh

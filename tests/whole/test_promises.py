@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import pytest
@@ -91,30 +89,7 @@ def test_every_line_of_any_bytes_ends_as_one_line_on_stdout_or_stderr_white_spac
 # Promise 2: nothing that passed is paid twice.
 
 
-def test_killed_at_any_moment_it_never_asks_again_for_what_it_has_printed(program: Programs, server: Server) -> None:
-    jobs, count, kills = 8, 1000, 4
-    data = program.write("data.jsonl", rows(range(count)))
-    dice = random.Random(1)
-    printed: set[str] = set()
-    for _ in range(kills):
-        before = len(server.requests)
-        run = program.start(*ASK, "-j", str(jobs), shell=f'exec "$@" < {data}')
-        wanted = before + dice.randrange(1, 2 * count // kills)
-        run.write(b"", partial(server.has, min(wanted, count - jobs))).kill()
-        assert printed.isdisjoint(request.prompt for request in server.requests[before:])
-        printed |= {row["echo"] for row in run.rows}
-    last = program.run(*ASK, shell=f'exec "$@" < {data}')
-    assert last.status == 0
-    assert sorted(row["id"] for row in last.rows) == list(range(count))
-    assert len(server.requests) <= count + kills * jobs
-
-
-def test_two_processes_may_run_on_one_cache_at_once(program: Programs, server: Server) -> None:
-    data = program.write("data.jsonl", rows(range(500)))
-    runs = [program.start(*ASK, "-k", shell=f'exec "$@" < {data}') for _ in range(2)]
-    for run in [*runs, program.start(*ASK, "-k", shell=f'exec "$@" < {data}')]:
-        assert run.finish().status == 0
-        assert [row["id"] for row in run.rows] == list(range(500))
+# SIGKILL at any moment: test_kill. Several processes on one cache: test_cache.
 
 
 def test_after_many_cache_hits_no_more_than_j_are_in_flight(program: Programs, server: Server) -> None:

@@ -27,7 +27,7 @@ PLACES = {
     "request": "spoil(llmfilter.prompt.Prompt, 'body', lambda prompt, record, raw: record == {'id': 'bug'})",
     "look-up": "spoil(llmfilter.pipeline.Pipeline, '_look_up', lambda pipeline, rows, *_: rows[0][2] == {'id': 'bug'})",
     "answer": "spoil(llmfilter.conversation.Conversation, '_parse', lambda _, completion: 'bug' in completion.content)",
-    "line": "spoil(llmfilter.pipeline, 'splice', lambda raw, *_: b'bug' in raw)",
+    "line": "spoil(llmfilter.replay.Replay, 'join', lambda _, number, raw, *rest: b'bug' in raw)",
     "written": "spoil(llmfilter.output.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",
     "stored": "spoil(llmfilter.cache.Cache, '_committed', lambda cache, batch, error: b'bug' in batch[0][1])",
 }

@@ -304,7 +304,7 @@ def test_a_record_keeps_its_own_bytes(program: Programs, server: Server) -> None
 def test_where_an_answer_replaces_a_key_that_is_said_once_and_counted(program: Programs, server: Server) -> None:
     server.answer = lambda request: completion({"id": "new", "n": 1} if request.prompt in "23" else {"n": 1})
     for _ in range(2):  # the second time it comes from the cache
-        run = program.run(*ASK, "-k", "--stats", "stats.json", input=rows([1, 2, 3]))
+        run = program.run(*ASK, "-k", "-j", "1", "--stats", "stats.json", input=rows([1, 2, 3]))
         assert run.lines == [b'{"id":1,"n":1}', b'{"id":"new","n":1}', b'{"id":"new","n":1}']
         assert len(run.said) == 1
         for words in ("line 2: ", "'id'", "--as KEY", "-f "):

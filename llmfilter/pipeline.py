@@ -24,7 +24,7 @@ from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
 from llmfilter.errors import Abandoned, RowError, RunError, describe_bug
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
-from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
+from llmfilter.output import BUFFER_BYTES, ErrorLine, Output, Write, error_line
 from llmfilter.record import splice
 from llmfilter.replay import Replay
 from llmfilter.rows import Row, Rows, parse_record
@@ -69,7 +69,16 @@ class Pipeline:
     stopped: why it ended early, or None; asked_bytes: what a dry run would send.
     """
 
-    def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats) -> None:
+    def __init__(
+        self,
+        job: "Job",
+        stdin: int,
+        stdout: Write,
+        stderr: Write,
+        stats: Stats,
+        error_line: ErrorLine = error_line,
+    ) -> None:
+        self._error_line = error_line
         self._job = job
         self.stats = stats
         self._rows = Rows(stdin)
@@ -210,7 +219,7 @@ class Pipeline:
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
         self.stats.rows += 1
         self.stats.by_kind[error.kind] += 1
-        self.output.error(number, error_line(number, error, 0, raw, is_record))
+        self.output.error(number, self._error_line(number, error, 0, raw, is_record))
 
     async def _complete(self, request: Request) -> None:
         """Take a request from its queue to its rows' lines."""
@@ -259,7 +268,8 @@ class Pipeline:
         row = self._in_flight.take_row(request)
         if isinstance(outcome, RowError):
             self.stats.by_kind[outcome.kind] += 1
-            self.output.error(row.number, error_line(row.number, outcome, request.attempts, row.raw, is_record=True))
+            line = self._error_line(row.number, outcome, request.attempts, row.raw, True)
+            self.output.error(row.number, line)
             return
         completion, (answer, answer_keys) = outcome
         if is_shared:

@@ -4,11 +4,10 @@ import threading
 from collections.abc import Callable
 
 from llmfilter.output import Write
-from llmfilter.terminal import Terminal
+from llmfilter.terminal import CLEAR, Terminal
 
 REFRESH_S = 0.25
 CLOSE_S = 1.0
-CLEAR = "\r\x1b[K"
 _PAINTED = "\x1b[32m{}\x1b[90m{}\x1b[m"
 
 
@@ -30,7 +29,7 @@ class Bar:
     def write_above(self, lines: bytes, write: Write) -> None:
         """Write whole lines above the bar, whichever llmfilter has drawn it."""
         with self._writing:
-            write(CLEAR.encode() + lines + self._shown.encode() if self._terminal.is_ours else lines)
+            write(CLEAR + lines + self._shown.encode() if self._terminal.is_ours else lines)
 
     def close(self) -> None:
         """Take the bar away; where the terminal is stopped, as soon as it goes on."""
@@ -47,7 +46,7 @@ class Bar:
         with self._writing:
             if is_shown or self._shown:
                 self._shown = self._draw(self._terminal.columns) if is_shown else ""
-                self._terminal.write((CLEAR + self._shown).encode())
+                self._terminal.write(CLEAR + self._shown.encode())
         if not is_shown:
             self._terminal.release()
 

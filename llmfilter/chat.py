@@ -75,6 +75,7 @@ class Chat:
         finally:
             self.at_server -= 1
         self._pace.accept(sent_at)
+        self.stats.answer_s.add(asyncio.get_running_loop().time() - sent_at)
         self._limited_since = None
         self.stats.billed_prompt += completion.prompt_tokens
         self.stats.billed_completion += completion.completion_tokens
@@ -110,6 +111,7 @@ class Chat:
             self._pace.accept(sent_at)
 
     def _wait_out(self, fault: Retryable, sent_at: float) -> None:
+        self.stats.refusals += 1
         if fault.status == 429 or fault.after_s is not None:  # a model that loads says nothing about rates
             self._pace.reject(sent_at)
         now = asyncio.get_running_loop().time()

@@ -135,7 +135,10 @@ async def run(args: Namespace) -> int:
     shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
     has_bar = not os.isatty(STDOUT) and not args.dry_run
     is_painted = "NO_COLOR" not in os.environ
-    progress = Progress(pipeline, total_bytes, partial(write, STDERR), shown_on if has_bar else None, is_painted)
+    bar_on = shown_on if has_bar else None
+    if bar_on:
+        bar_on.has_bars = True
+    progress = Progress(pipeline, total_bytes, partial(write, STDERR), bar_on, is_terminal, is_painted)
     beside = None if is_terminal else shown_on  # where plain lines are seen that stderr takes elsewhere
     catch_signals(pipeline, progress, beside, args.stats)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))

@@ -8,7 +8,7 @@ from llmfilter.bar import Bar, meter
 from llmfilter.batches import start_thread
 from llmfilter.output import Write
 from llmfilter.stats import Stats
-from llmfilter.terminal import Terminal
+from llmfilter.terminal import CLEAR, Terminal
 
 if TYPE_CHECKING:
     from llmfilter.pipeline import Pipeline
@@ -23,7 +23,7 @@ class Progress:
     """Watches a pipeline, and says how far it is.
 
     total_bytes: of the input, if it is a file; write: to stderr; terminal: for a bar, None for none;
-    is_painted: whether it has colours.
+    is_stderr: whether that is one; is_painted: whether the bar has colours.
     """
 
     def __init__(
@@ -32,12 +32,14 @@ class Progress:
         total_bytes: int | None,
         write: Write,
         terminal: Terminal | None,
+        is_stderr: bool,
         is_painted: bool,
     ) -> None:
         self._write = write
         self._pipeline = pipeline
         self._total_bytes = total_bytes
         self._terminal = terminal
+        self._is_stderr = is_stderr
         self._is_painted = is_painted
         self._bar: Bar | None = None
         self._start()
@@ -47,17 +49,17 @@ class Progress:
         self._timer = asyncio.get_running_loop().call_later(START_S, self._sample)
 
     def write(self, lines: bytes) -> None:
-        """Write whole lines, of which the terminal is one end, above the bar if there is one."""
-        if self._bar:
+        """Write whole lines to stderr: on its terminal above the bar, also above that of another llmfilter."""
+        if not (self._terminal and self._is_stderr):
+            self._write(lines)
+        elif self._bar:
             self._bar.write_above(lines, self._write)
         else:
-            self._write(lines)
+            self._write(CLEAR + lines if self._terminal.is_ours else lines)
 
     def tell(self, message: str, terminal: Terminal) -> None:
         """Say a line on a terminal that is not stderr, without waiting for one that is stopped."""
-        line = f"llmfilter: {message}\n".encode()
-        write = self._bar.write_above if self._bar else (lambda data, put: put(data))
-        start_thread(lambda: write(line, terminal.write))
+        start_thread(lambda: terminal.say(message))
 
     def close(self) -> None:
         """Take the bar away."""

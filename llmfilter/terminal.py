@@ -14,16 +14,18 @@ from llmfilter.errors import RowError, printable
 from llmfilter.output import write_all
 
 _TIOCGDEV = 0x80045432  # which device it is, also for /dev/tty (linux/include/uapi/asm-generic/ioctls.h)
+CLEAR = b"\r\x1b[K"  # the line, on which an llmfilter may have a bar
 _COLUMNS = 80  # where it does not tell
 _NARROW_LEAST = 20
 
 
 class Terminal:
-    """A terminal by its descriptor."""
+    """A terminal by its descriptor; has_bars: whether a plain line may find a bar in its place."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._claim: socket.socket | None = None
+        self.has_bars = False
 
     @property
     def columns(self) -> int:
@@ -43,8 +45,9 @@ class Terminal:
             return error.errno == errno.ENOTTY  # not the one that controls us: nobody is put into its background
 
     def say(self, message: str) -> None:
-        """Write a plain line."""
-        self.write(f"llmfilter: {message}\n".encode("utf-8", "backslashreplace"))
+        """Write a plain line, in the place of a bar if there is one."""
+        line = f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")
+        self.write(CLEAR + line if self.has_bars else line)
 
     def write(self, data: bytes) -> None:
         """Write in the foreground, and nothing elsewhere; where the terminal has gone, nobody misses it."""

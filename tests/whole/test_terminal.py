@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import signal
 import termios
@@ -32,6 +33,7 @@ class Terminal:
         self.path = os.ttyname(self._theirs)
         self.raw = ""
         self._changed = threading.Condition()
+        self._end_seen, self._end = os.pipe()
         self._thread = threading.Thread(target=self._read)
         self.resize(columns)
 
@@ -40,9 +42,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._theirs)  # the last one that has it open: reading ends
+        os.close(self._end)
         self._thread.join()
-        os.close(self._ours)
+        for fd in (self._end_seen, self._theirs, self._ours):  # who still has it open is hung up
+            os.close(fd)
 
     def resize(self, columns: int) -> None:
         termios.tcsetwinsize(self._theirs, (ROWS_HIGH, columns))
@@ -83,11 +86,8 @@ class Terminal:
 
     def _read(self) -> None:
         data = b""
-        while True:
-            try:
-                data += os.read(self._ours, 1 << 16)
-            except OSError:  # nobody has it open any more
-                return
+        while self._end_seen not in select.select([self._ours, self._end_seen], [], [])[0]:
+            data += os.read(self._ours, 1 << 16)
             with self._changed:
                 self.raw = data.decode(errors="replace")
                 self._changed.notify_all()
@@ -168,7 +168,10 @@ TO_FILES = "< data.jsonl > out.jsonl 2> errors.jsonl"
 
 def open_shell(program: Programs, terminal: Terminal, *args: str) -> Terminal:
     """Starts an interactive shell on the terminal, which knows `ask`; returns the terminal."""
-    program.write("rc", f'PS1="$ "\nask() {{ {shlex.join([*program.command, *ASK, *args])} "$@"; }}\n')
+    program.write("rc", 'PS1="$ "\nPATH=.:$PATH\n')
+    command = shlex.join([*program.command, *ASK, *args])
+    program.write("ask", f'#!/bin/sh\nexec {command} "$@"\n')
+    (program.folder / "ask").chmod(0o755)
     bash = ["bash", "--noediting", "--rcfile", "rc", "-i"]
     environ = {"TERM": "xterm-256color", "TERMINAL": terminal.path}
     program.start(shell='exec setsid -c -w "$@" <"$TERMINAL" >"$TERMINAL" 2>&1', command=bash, env=environ)
@@ -302,8 +305,9 @@ def test_of_two_on_one_terminal_one_draws_until_it_ends(
 
 
 def test_with_stderr_in_a_file_the_bar_is_on_the_terminal(
-    program: Programs, server: Server, terminal: Terminal
+    program: Programs, server: Server, open_terminal: Callable[[int], Terminal]
 ) -> None:
+    terminal = open_terminal(120)
     server.hold(lambda request: int(request.prompt) >= 25)
     program.write("data.jsonl", b"no record\n" + rows(range(100)))
     open_shell(program, terminal, "-j", "4").type(f"ask {TO_FILES}\n")
@@ -312,9 +316,8 @@ def test_with_stderr_in_a_file_the_bar_is_on_the_terminal(
     terminal.wait("llmfilter: SIGINT: finishing 4 requests, which are paid for; once more stops at once")
     terminal.wait_until(lambda screen: screen[-1].startswith("finishing 4 requests · 26 rows"))
     server.release()
-    reason, billed, done = terminal.wait("101 rows in").screen[-4:-1] if "$" in terminal.screen[-1] else (
-        terminal.screen[-3:]
-    )
+    terminal.wait(" rows in 0:")
+    reason, billed, done = [line for line in terminal.screen if line.startswith("llmfilter: ")][1:]
     assert "llmfilter: ended by SIGINT; stopped at line 31" in reason
     assert billed == "llmfilter: 290 tokens billed (203 in, 87 out), 0 saved by the cache"
     assert "29 answered (0 from the cache), 1 failed (1 input)" in done
@@ -346,8 +349,8 @@ def test_in_the_background_nothing_is_drawn_and_nothing_stops(
     terminal.wait_until(lambda screen: sum("Stopped" in line for line in screen) == 2)
     terminal.type("bg\n")
     server.release()
-    terminal.type("wait; echo it ended\n")
-    terminal.wait_until(lambda screen: "it ended" in screen[-1] or "it ended" in screen[-2])
+    terminal.type("wait; echo ended $?\n")
+    terminal.wait("ended 0")
     assert len((program.folder / "out.jsonl").read_text().splitlines()) == 4
     assert "billed" not in terminal.raw
 
@@ -358,7 +361,7 @@ def test_in_the_background_nothing_is_drawn_and_nothing_stops(
         (f"ask -q {TO_FILES}", False),
         (f"TERM=dumb ask {TO_FILES}", False),
         (f"(trap '' HUP; ask {TO_FILES})", False),
-        (f"setsid -w $0 -c 'exec {{}} {TO_FILES}'", False),
+        (f"setsid -w ask {TO_FILES}", False),
         (f"ask {TO_FILES}", True),
     ],
     ids=["-q", "TERM=dumb", "nohup", "no controlling terminal", "else"],
@@ -367,8 +370,7 @@ def test_who_sees_no_bar_when_stderr_is_a_file(
     program: Programs, server: Server, terminal: Terminal, line: str, on_terminal: bool
 ) -> None:
     program.write("data.jsonl", rows(range(2)))
-    command = shlex.join([*program.command, *ASK])
-    open_shell(program, terminal).type(f"{line.replace('{}', command)}; echo status $?\n")
+    open_shell(program, terminal).type(f"{line}; echo status $?\n")
     terminal.wait("status 0")
     assert ("tokens billed" in terminal.raw) is on_terminal
 
@@ -531,6 +533,17 @@ def test_stats_are_complete_when_stdout_is_closed(program: Programs, server: Ser
     run.finish(rows([2]))
     assert run.status == 141
     assert read_stats(program)["requests"] == 2
+
+
+def test_stats_say_what_tells_the_server_s_limits(program: Programs, server: Server) -> None:
+    server.answer = lambda request: (
+        error(429, "slow down", {"Retry-After": "0"}) if len(server.requests) == 1 else echo(request)
+    )
+    program.run(*ASK, "--stats", "stats.json", input=rows(range(3)))
+    stats = read_stats(program)
+    assert (stats["refusals"], stats["limit"]) == (1, None)
+    assert 0 < stats["answer_seconds"]["median"] <= stats["answer_seconds"]["p95"] < 30
+    assert stats["tokens_per_second"]["completion"] > 0
 
 
 # -n

@@ -80,8 +80,8 @@ class Shell:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
 
     def start(self, line: str, shell: str = "sh") -> Program:
-        """Starts a line in a session of its own, as a terminal does."""
-        run = self._program.start(command=["setsid", shell, "-c", line], env=self.environ)
+        """Starts a line in a process group of its own, as a terminal's shell does."""
+        run = self._program.start(command=[shell, "-c", line], env=self.environ)
         self._runs.append(run)
         return run
 

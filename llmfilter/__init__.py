@@ -18,7 +18,7 @@ The modules, in the order in which a row meets them:
     completion  response body → the model's content
     answer      content → one JSON object that passed its checks (schema)
     output      answers to stdout, error lines to stderr
-    progress    how far it is: bar, SIGUSR1, summary
+    progress    how far it is: SIGUSR1, summary (bar: while it runs; terminal: who may write where)
 
 Beside them: load (--from-batch: a run that only fills the cache), record (JSON as bytes), batches (a
 thread for blocking calls), stats, errors, typos.

@@ -75,6 +75,7 @@ class Chat:
             self.at_server -= 1
         self.limit.answered(ticket)
         self.answers += 1
+        self.stats.answer_s.add(asyncio.get_running_loop().time() - ticket.sent_at)
         self.stats.billed_prompt += completion.prompt_tokens
         self.stats.billed_completion += completion.completion_tokens
         return completion
@@ -99,6 +100,7 @@ class Chat:
         if not fault.is_refusal:
             self.limit.failed(ticket)
         else:
+            self.stats.refusals += 1
             self.limit.refused(ticket, fault.after_s)
             if (fault.after_s or 0) > LIMIT_S:
                 raise RunError(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmfilter.pipeline import Pipeline
     from llmfilter.progress import Progress
     from llmfilter.stats import Stats
+    from llmfilter.terminal import Terminal
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 _FILES_BESIDE = 64  # descriptors beyond one for each request: streams, cache, loop
@@ -46,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def say(message: str) -> None:
-    """A plain line on stderr."""
+def say(message: str, beside: "Terminal | None" = None) -> None:
+    """Say a plain line on stderr, and on a terminal beside it."""
+    if beside:
+        beside.say(message)
     try:
         os.write(STDERR, f"llmfilter: {message}\n".encode("utf-8", "backslashreplace"))
     except OSError:
@@ -108,10 +111,11 @@ async def run(args: Namespace) -> int:
 
     from llmfilter.job import make_job
     from llmfilter.load import Load
-    from llmfilter.output import escape_controls, write_all, write_alone
+    from llmfilter.output import error_line, write_all, write_alone
     from llmfilter.pipeline import Pipeline
-    from llmfilter.progress import Progress
+    from llmfilter.progress import Progress, summary
     from llmfilter.stats import Stats
+    from llmfilter.terminal import find_terminal, short_line
 
     stats = Stats()
     job = await make_job(args, os.environ, STDIN, stats)
@@ -120,15 +124,23 @@ async def run(args: Namespace) -> int:
         say("reading records from the terminal, one a line; Ctrl-D ends them")
 
     def write_stderr(lines: bytes) -> None:
-        progress.write(escape_controls(lines) if is_terminal else lines)
+        progress.write(lines)
 
     total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
-    pipeline = (Load if args.from_batch else Pipeline)(job, STDIN, partial(write, STDOUT), write_stderr, stats)
-    is_shown = is_terminal and not args.quiet and os.environ.get("TERM", "dumb") != "dumb"
-    with_bar = is_shown and not os.isatty(STDOUT) and not (args.dry_run or args.to_batch)
-    progress = Progress(pipeline, total_bytes, partial(write, STDERR), with_bar)
-    catch_signals(pipeline, progress, args.stats)
+    terminal = find_terminal(STDERR)
+    describe = partial(short_line, terminal) if is_terminal and terminal else error_line
+    run_class = Load if args.from_batch else Pipeline
+    pipeline = run_class(job, STDIN, partial(write, STDOUT), write_stderr, stats, describe)
+    shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
+    has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
+    is_painted = "NO_COLOR" not in os.environ
+    bar_on = shown_on if has_bar else None
+    if bar_on:
+        bar_on.has_bars = True
+    progress = Progress(pipeline, total_bytes, partial(write, STDERR), bar_on, is_terminal, is_painted)
+    beside = None if is_terminal else shown_on  # where plain lines are seen that stderr takes elsewhere
+    catch_signals(pipeline, progress, beside, args.stats)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
     gc.freeze()  # what was made so far stays to the end, and is not looked through any more
     try:
@@ -137,8 +149,11 @@ async def run(args: Namespace) -> int:
         progress.close()
     if args.stats is not None:
         write_stats(args.stats, stats)
-    for line in ending(pipeline, is_shown):
-        say(line)
+    for line in ending(pipeline):
+        say(line, beside)
+    if shown_on and not pipeline.report():
+        for line in summary(stats):
+            shown_on.say(line)
     if pipeline.stopped:
         return pipeline.stopped.status
     return 1 if stats.failed else 0
@@ -150,51 +165,63 @@ def bytes_left(fd: int) -> int | None:
     return status.st_size - os.lseek(fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
 
-def ending(pipeline: "Pipeline", is_shown: bool) -> list[str]:
-    """What there is to say at the end."""
+def ending(pipeline: "Pipeline") -> list[str]:
+    """Return what there is to say at the end, beside the summary."""
+    from llmfilter.progress import counted
+
     stats, stopped = pipeline.stats, pipeline.stopped
     lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
     if stats.unstored:
-        lines.append(f"{count(stats.unstored, 'answer')} could not be stored in the cache: they will be paid for again")
-    if report := pipeline.report():
-        lines += report
-    elif is_shown:
-        from llmfilter.progress import summary
-
-        lines += summary(stats)
+        lost = counted(stats.unstored, "answer")
+        lines.append(f"{lost} could not be stored in the cache: they will be paid for again")
+    lines += pipeline.report()
     return lines
 
 
-def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | None) -> None:
+def catch_signals(
+    pipeline: "Pipeline", progress: "Progress", beside: "Terminal | None", stats_path: str | None
+) -> None:
     """The first signal drains the pipeline, the second ends the program at once; SIGUSR1 asks how far it is.
 
     What was ignored at the start (nohup's SIGHUP, a background job's SIGINT) stays ignored.
     """
     import asyncio
 
+    from llmfilter.pipeline import Stop
+    from llmfilter.progress import counted
+
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
 
     def stop(number: signal.Signals) -> None:
-        from llmfilter.pipeline import Stop
-
         if seen:
             progress.close()
             if stats_path is not None:
                 write_stats(stats_path, pipeline.stats)
             if is_writable(STDERR):
-                say(describe_stop(pipeline))
+                say(describe_stop(pipeline), beside)
             die_of(number)
         seen.append(number)
         pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
         now = pipeline.snapshot()
         if now.at_server:
-            waits_for = f"finishing {count(now.at_server, 'request')}, which are paid for"
+            waits_for = f"finishing {counted(now.at_server, 'request')}, which are paid for"
         elif now.held:
             waits_for = "waiting for the reader of the output"
         else:
             return
-        pipeline.output.say(f"{number.name}: {waits_for}; once more stops at once")
+        message = f"{number.name}: {waits_for}; once more stops at once"
+        pipeline.output.say(message)
+        if beside:
+            progress.tell(message, beside)
+
+    def pause() -> None:
+        """Stop as Ctrl-Z wants it, with the bar out of the way."""
+        progress.close()
+        loop.remove_signal_handler(signal.SIGTSTP)
+        signal.raise_signal(signal.SIGTSTP)
+        loop.add_signal_handler(signal.SIGTSTP, pause)
+        progress.resume()
 
     def tell() -> None:
         pipeline.output.say(progress.line())
@@ -202,6 +229,8 @@ def catch_signals(pipeline: "Pipeline", progress: "Progress", stats_path: str | 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)
+    if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGTSTP, pause)
     loop.add_signal_handler(signal.SIGUSR1, tell)
 
 
@@ -214,20 +243,17 @@ def is_writable(fd: int) -> bool:
 
 def describe_stop(pipeline: "Pipeline") -> str:
     """Return how far a run came that ended early, and how to go on."""
+    from llmfilter.progress import counted
+
     stats, line = pipeline.stats, pipeline.snapshot().first_unfinished
     reason = pipeline.stopped.reason if pipeline.stopped else None
-    done = f"{count(stats.answered, 'row')} answered, {stats.failed} failed"
+    done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"
     if line is None:
         return f"{reason}; every row has its line: {done}"
     return (
         f"{reason}; stopped at line {line}, the first that is left ({done}): "
         "the same command on the same input goes on from there"
     )
-
-
-def count(number: int, noun: str) -> str:
-    """Return like `1 row` or `2 rows`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def die_of(number: int) -> NoReturn:

@@ -283,7 +283,7 @@ async def only_model(chat: "Chat", mask: Mask) -> str:
         models: list[Any] = list(await chat.models())
     except (RowError, RunError) as error:
         raise UsageError(
-            f"no model was named, and the server could not be asked for one ({error}): give -m NAME"
+            f"no model was named, and the server could not be asked for one ({error}){_advice(error)}"
         ) from None
     finally:
         await chat.close()
@@ -293,6 +293,15 @@ async def only_model(chat: "Chat", mask: Mask) -> str:
     shown = ", ".join(printable(mask.text(name), _NAME_MOST) for name in names[:_LISTED_MOST])
     more = ", …" if len(names) > _LISTED_MOST else ""
     raise UsageError(f"which model? Give -m NAME; the server has: {shown or 'none that can be named'}{more}")
+
+
+def _advice(error: RowError | RunError) -> str:
+    """Return what to do where the server can't be asked for its model."""
+    if isinstance(error, RunError):
+        return ""  # it says so itself
+    if error.kind in ("network", "timeout"):
+        return ": check -u (or $OPENAI_BASE_URL)"
+    return ": check $OPENAI_API_KEY" if error.status == 403 else ": give -m NAME"
 
 
 def peek_keys(stdin: int) -> list[str] | None:

@@ -14,7 +14,7 @@ import orjson
 from llmfilter import faults
 from llmfilter.completion import Completion, is_whole, pack, parse_completion
 from llmfilter.errors import RowError
-from llmfilter.output import Write
+from llmfilter.output import ErrorLine, Write, error_line
 from llmfilter.pipeline import Pipeline
 from llmfilter.record import members
 from llmfilter.rows import BLOCK_BYTES, parse_record
@@ -34,8 +34,10 @@ Result = tuple[bytes, Completion]  # under its key
 class Load(Pipeline):
     """A run that stores completions instead of asking for them; `asked` in its counters are those that were new."""
 
-    def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats) -> None:
-        super().__init__(job, stdin, stdout, stderr, stats)
+    def __init__(
+        self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats, error_line: ErrorLine = error_line
+    ) -> None:
+        super().__init__(job, stdin, stdout, stderr, stats, error_line)
         self._rows_most = BLOCK_BYTES  # all lines of a block are stored together
         self._room = asyncio.Semaphore(_BLOCKS_MOST)
         self._under_way: set[bytes] = set()

@@ -18,6 +18,7 @@ BUFFER_BYTES = 1 << 20
 _LINE_BYTES = 100  # of memory, beyond a line's own bytes
 
 Write = Callable[[bytes], None]  # takes all of it, or raises OSError
+ErrorLine = Callable[[int, RowError, int, bytes, bool], bytes]  # see error_line
 Line = tuple[int, bytes]  # its row's line number in the input, and the line; or the first of several
 
 

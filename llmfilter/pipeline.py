@@ -25,7 +25,7 @@ from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
 from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
-from llmfilter.output import BUFFER_BYTES, Output, Write, error_line
+from llmfilter.output import BUFFER_BYTES, ErrorLine, Output, Write, error_line
 from llmfilter.replay import Replay
 from llmfilter.rows import Row, Rows, parse_record
 from llmfilter.stats import Stats
@@ -70,7 +70,16 @@ class Pipeline:
     stopped: why it ended early, or None.
     """
 
-    def __init__(self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats) -> None:
+    def __init__(
+        self,
+        job: "Job",
+        stdin: int,
+        stdout: Write,
+        stderr: Write,
+        stats: Stats,
+        error_line: ErrorLine = error_line,
+    ) -> None:
+        self._error_line = error_line
         self._job = job
         self.stats = stats
         self._rows = Rows(stdin)
@@ -97,6 +106,7 @@ class Pipeline:
                 self.output.release()
                 await self.output.changed.until(lambda: self.output.idle)
         if self._chat:
+            self.stats.limit = self._chat.limit.found
             await self._chat.close()
         self._job.cache.close()
 
@@ -220,7 +230,7 @@ class Pipeline:
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
         self.stats.rows += 1
         self.stats.by_kind[error.kind] += 1
-        self.output.error(number, error_line(number, error, 0, raw, is_record))
+        self.output.error(number, self._error_line(number, error, 0, raw, is_record))
 
     async def _complete(self, request: Request) -> None:
         """Take a request from its queue to its rows' lines."""
@@ -277,7 +287,8 @@ class Pipeline:
         row = self._in_flight.take_row(request)
         if isinstance(outcome, RowError):
             self.stats.by_kind[outcome.kind] += 1
-            self.output.error(row.number, error_line(row.number, outcome, request.attempts, row.raw, is_record=True))
+            line = self._error_line(row.number, outcome, request.attempts, row.raw, True)
+            self.output.error(row.number, line)
             return
         completion, answer = outcome
         if is_shared:

@@ -1,10 +1,33 @@
 """What a run did, in numbers."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+_BUCKETS = 50  # of the histogram for each factor of e: 2 % wide
+
+
+class Histogram:
+    """Durations in buckets that grow with them, so that memory is bounded whatever their number."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        """Count a duration."""
+        self._buckets[round(math.log(max(seconds, 1e-6)) * _BUCKETS)] += 1
+
+    def quantile(self, fraction: float) -> float | None:
+        """Return the seconds that so many take at most, within 1 %; None if nothing was counted."""
+        left = math.ceil(fraction * self._buckets.total())
+        for bucket in sorted(self._buckets):
+            left -= self._buckets[bucket]
+            if left <= 0:
+                return round(math.exp(bucket / _BUCKETS), 4)
+        return None
 
 
 @dataclass(slots=True)
@@ -13,7 +36,8 @@ class Stats:
 
     asked: rows that were answered by a request of their own; cached: without one; unstored: answers
     that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
-    of them by its line and key.
+    of them by its line and key; refusals: requests for which the server had no room; answer_s: how
+    long those took that it answered; limit: how many at a time it was found to take.
     """
 
     rows: int = 0
@@ -26,6 +50,9 @@ class Stats:
     requests: int = 0
     retries: int = 0
     reasked: int = 0
+    refusals: int = 0
+    limit: int | None = None
+    answer_s: Histogram = field(default_factory=Histogram)
     billed_prompt: int = 0
     billed_completion: int = 0
     saved_prompt: int = 0
@@ -62,7 +89,8 @@ class Stats:
         return time.monotonic() - self.started_at
 
     def as_dict(self) -> dict[str, Any]:
-        """The counters as `--stats` writes them."""
+        """Return the counters as `--stats` writes them."""
+        seconds = max(self.seconds, 0.001)
         return {
             "rows": self.rows,
             "answered": self.answered,
@@ -75,9 +103,16 @@ class Stats:
             "requests": self.requests,
             "retries": self.retries,
             "reasked": self.reasked,
+            "refusals": self.refusals,
+            "limit": self.limit,
+            "answer_seconds": {"median": self.answer_s.quantile(0.5), "p95": self.answer_s.quantile(0.95)},
             "tokens": {
                 "billed": {"prompt": self.billed_prompt, "completion": self.billed_completion},
                 "saved": {"prompt": self.saved_prompt, "completion": self.saved_completion},
             },
-            "seconds": round(self.seconds, 3),
+            "tokens_per_second": {
+                "prompt": round(self.billed_prompt / seconds, 1),
+                "completion": round(self.billed_completion / seconds, 1),
+            },
+            "seconds": round(seconds, 3),
         }

@@ -96,8 +96,16 @@ class Program:
 
     def __init__(self, command: list[str], environ: dict[str, str], folder: Path, stdin: int, stdout: int) -> None:
         self._command = command
+        # Not in the foreground of the terminal that the tests are started from, which would show its bar.
         self._process = subprocess.Popen(
-            command, bufsize=0, cwd=folder, env=environ, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
+            command,
+            bufsize=0,
+            cwd=folder,
+            env=environ,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            process_group=0,
         )
         self.pid = self._process.pid
         self.rest = b""

@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import re
+import select
+import shlex
 import signal
 import termios
 import threading
@@ -31,6 +33,7 @@ class Terminal:
         self.path = os.ttyname(self._theirs)
         self.raw = ""
         self._changed = threading.Condition()
+        self._end_seen, self._end = os.pipe()
         self._thread = threading.Thread(target=self._read)
         self.resize(columns)
 
@@ -39,9 +42,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._theirs)  # the last one that has it open: reading ends
+        os.close(self._end)
         self._thread.join()
-        os.close(self._ours)
+        for fd in (self._end_seen, self._theirs, self._ours):  # who still has it open is hung up
+            os.close(fd)
 
     def resize(self, columns: int) -> None:
         termios.tcsetwinsize(self._theirs, (ROWS_HIGH, columns))
@@ -54,6 +58,10 @@ class Terminal:
     def go_on(self) -> None:
         """As Ctrl-Q does."""
         termios.tcflow(self._theirs, termios.TCOON)
+
+    def type(self, keys: str) -> None:
+        """As somebody at its keyboard does."""
+        os.write(self._ours, keys.encode())
 
     def wait(self, words: str) -> Self:
         """Returns once the words are on the screen."""
@@ -78,11 +86,8 @@ class Terminal:
 
     def _read(self) -> None:
         data = b""
-        while True:
-            try:
-                data += os.read(self._ours, 1 << 16)
-            except OSError:  # nobody has it open any more
-                return
+        while self._end_seen not in select.select([self._ours, self._end_seen], [], [])[0]:
+            data += os.read(self._ours, 1 << 16)
             with self._changed:
                 self.raw = data.decode(errors="replace")
                 self._changed.notify_all()
@@ -157,6 +162,22 @@ def outlast_the_start(program: Programs, open_terminal: Callable[[], Terminal], 
     witness.kill()
 
 
+INTERRUPT, SUSPEND = "\x03", "\x1a"  # Ctrl-C, Ctrl-Z
+TO_FILES = "< data.jsonl > out.jsonl 2> errors.jsonl"
+
+
+def open_shell(program: Programs, terminal: Terminal, *args: str) -> Terminal:
+    """Starts an interactive shell on the terminal, which knows `ask`; returns the terminal."""
+    program.write("rc", 'PS1="$ "\nPATH=.:$PATH\n')
+    command = shlex.join([*program.command, *ASK, *args])
+    program.write("ask", f'#!/bin/sh\nexec {command} "$@"\n')
+    (program.folder / "ask").chmod(0o755)
+    bash = ["bash", "--noediting", "--rcfile", "rc", "-i"]
+    environ = {"TERM": "xterm-256color", "TERMINAL": terminal.path}
+    program.start(shell='exec setsid -c -w "$@" <"$TERMINAL" >"$TERMINAL" 2>&1', command=bash, env=environ)
+    return terminal.wait("$ ")
+
+
 # The bar
 
 
@@ -218,8 +239,11 @@ def test_error_lines_stand_whole_above_the_bar(program: Programs, server: Server
     terminal.wait("4 rows")
     *errors, bar = terminal.screen
     assert BAR in bar
-    assert sorted(json.loads(line)["input"]["id"] for line in errors) == [0, 1, 2]
-    assert all(json.loads(line)["input"] in records for line in errors)
+    assert [line[:42] for line in sorted(errors)] == [
+        f"line {each}: http: HTTP 400: [red]no[/red]: {{\"i" for each in (1, 2, 3)
+    ]
+    assert all(len(line) == 79 and line.endswith("…") for line in errors)
+    assert all(str(record)[:10].replace("'", '"') in " ".join(errors) for record in records)
     server.release()
     run.finish()
     assert terminal.wait("tokens billed").screen[:3] == errors, "the bar has gone, the errors are still there"
@@ -257,6 +281,100 @@ def test_a_stopped_terminal_stops_no_request(
     assert run.status == 0
 
 
+def test_of_two_on_one_terminal_one_draws_until_it_ends(
+    program: Programs, server: Server, terminal: Terminal, open_terminal: Callable[[], Terminal]
+) -> None:
+    server.hold(lambda request: request.prompt != "witness")
+    first = start(program, terminal, "-j", "3")
+    first.write(rows(range(3)))
+    terminal.wait("3 in flight")
+    second = start(program, terminal, "-j", "2")
+    second.write(b"no record\n" + rows([8, 9]))
+    terminal.wait("line 1: input: ")
+    server.wait_for(5)
+    outlast_the_start(program, open_terminal, server)
+    assert sum(BAR in line for line in terminal.screen) == 1
+    assert "2 in flight" not in terminal.raw
+    server.release(*[request for request in server.requests if request.prompt in "012"])
+    first.finish()
+    terminal.wait("2 in flight")
+    assert terminal.screen[0].startswith("line 1: input: "), "each one's error lines stay whole"
+
+
+# Where stderr leads elsewhere, and the shell's jobs
+
+
+def test_with_stderr_in_a_file_the_bar_is_on_the_terminal(
+    program: Programs, server: Server, open_terminal: Callable[[int], Terminal]
+) -> None:
+    terminal = open_terminal(120)
+    server.hold(lambda request: int(request.prompt) >= 25)
+    program.write("data.jsonl", b"no record\n" + rows(range(100)))
+    open_shell(program, terminal, "-j", "4").type(f"ask {TO_FILES}\n")
+    assert "26 rows" in terminal.wait("4 in flight").screen[-1]
+    terminal.type(INTERRUPT)
+    terminal.wait("llmfilter: SIGINT: finishing 4 requests, which are paid for; once more stops at once")
+    terminal.wait_until(lambda screen: screen[-1].startswith("finishing 4 requests · 26 rows"))
+    server.release()
+    terminal.wait(" rows in 0:")
+    reason, billed, done = [line for line in terminal.screen if line.startswith("llmfilter: ")][1:]
+    assert "llmfilter: ended by SIGINT; stopped at line 31" in reason
+    assert billed == "llmfilter: 290 tokens billed (203 in, 87 out), 0 saved by the cache"
+    assert "29 answered (0 from the cache), 1 failed (1 input)" in done
+    first, *said = (program.folder / "errors.jsonl").read_text().splitlines()
+    assert json.loads(first)["input"] == "no record"
+    assert [line[:24] for line in said] == ["llmfilter: SIGINT: finis", "llmfilter: ended by SIGI"]
+
+
+@pytest.mark.parametrize("tostop", ["tostop", "-tostop"])
+def test_in_the_background_nothing_is_drawn_and_nothing_stops(
+    program: Programs, server: Server, terminal: Terminal, open_terminal: Callable[[], Terminal], tostop: str
+) -> None:
+    server.hold(lambda request: request.prompt != "witness")
+    program.write("data.jsonl", rows(range(4)))
+    open_shell(program, terminal, "-j", "2").type(f"stty {tostop}; ask {TO_FILES}\n")
+    terminal.wait(BAR)
+    terminal.type(SUSPEND)
+    terminal.wait("Stopped")
+    assert BAR not in "".join(terminal.screen), "the bar makes room for the shell"
+    terminal.type("bg\n")
+    drawn = terminal.raw.count(BAR)
+    server.release(*server.wait_for(2))
+    server.wait_for(4)
+    outlast_the_start(program, open_terminal, server)
+    assert terminal.raw.count(BAR) == drawn
+    terminal.type("fg\n")
+    terminal.wait("2 rows")
+    terminal.type(SUSPEND)
+    terminal.wait_until(lambda screen: sum("Stopped" in line for line in screen) == 2)
+    terminal.type("bg\n")
+    server.release()
+    terminal.type("wait; echo ended $?\n")
+    terminal.wait("ended 0")
+    assert len((program.folder / "out.jsonl").read_text().splitlines()) == 4
+    assert "billed" not in terminal.raw
+
+
+@pytest.mark.parametrize(
+    ("line", "on_terminal"),
+    [
+        (f"ask -q {TO_FILES}", False),
+        (f"TERM=dumb ask {TO_FILES}", False),
+        (f"(trap '' HUP; ask {TO_FILES})", False),
+        (f"setsid -w ask {TO_FILES}", False),
+        (f"ask {TO_FILES}", True),
+    ],
+    ids=["-q", "TERM=dumb", "nohup", "no controlling terminal", "else"],
+)
+def test_who_sees_no_bar_when_stderr_is_a_file(
+    program: Programs, server: Server, terminal: Terminal, line: str, on_terminal: bool
+) -> None:
+    program.write("data.jsonl", rows(range(2)))
+    open_shell(program, terminal).type(f"{line}; echo status $?\n")
+    terminal.wait("status 0")
+    assert ("tokens billed" in terminal.raw) is on_terminal
+
+
 # No bar
 
 
@@ -282,7 +400,7 @@ def test_no_bar_and_no_control_code(
 ) -> None:
     run = start(program, terminal, *args, shell=shell, **environ)
     run.write(rows([1]) + b'{"no":"id"}\n')
-    run.write(b"", lambda: bool(run.errors)) if "TERMINAL" not in shell else terminal.wait('"template"')
+    run.write(b"", lambda: bool(run.errors)) if "TERMINAL" not in shell else terminal.wait("template")
     server.hold()
     outlast_the_start(program, open_terminal, server)
     server.release()
@@ -311,9 +429,14 @@ def test_the_end_is_a_summary_of_two_lines(program: Programs, server: Server, te
     assert run.status == 1
     terminal.wait("tokens billed")
     *errors, first, second = terminal.screen
-    assert [json.loads(line)["error"] for line in errors] == ["input", "template"]
-    assert first == ("llmfilter: 5 rows: 3 answered (2 from the cache), 2 failed (1 input, 1 template)")
-    assert re.fullmatch(r"llmfilter: 10 tokens billed \(7 in, 3 out\), 20 saved by the cache; \d+:\d\d", second)
+    assert errors == [
+        "line 4: input: the line is not JSON: invalid literal, expected 'nul…: no record",
+        "line 5: template: the record has no field id; it has: none: {}",
+    ]
+    assert first == "llmfilter: 10 tokens billed (7 in, 3 out), 20 saved by the cache"
+    assert re.fullmatch(
+        r"llmfilter: 5 rows in 0:\d\d: 3 answered \(2 from the cache\), 2 failed \(1 input, 1 template\)", second
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,7 +461,7 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(program: Programs, server
     assert run.status == -signal.SIGINT
     terminal.wait("stopped at line 1")
     assert BAR not in "".join(terminal.screen)
-    assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l"), "the cursor is there again"
+    assert "\x1b[?25" not in terminal.raw, "the cursor was there all the time"
 
 
 # Asked from outside
@@ -410,6 +533,17 @@ def test_stats_are_complete_when_stdout_is_closed(program: Programs, server: Ser
     run.finish(rows([2]))
     assert run.status == 141
     assert read_stats(program)["requests"] == 2
+
+
+def test_stats_say_what_tells_the_server_s_limits(program: Programs, server: Server) -> None:
+    server.answer = lambda request: (
+        error(429, "slow down", {"Retry-After": "0"}) if len(server.requests) == 1 else echo(request)
+    )
+    program.run(*ASK, "--stats", "stats.json", input=rows(range(3)))
+    stats = read_stats(program)
+    assert (stats["refusals"], stats["limit"]) == (1, None)
+    assert 0 < stats["answer_seconds"]["median"] <= stats["answer_seconds"]["p95"] < 30
+    assert stats["tokens_per_second"]["completion"] > 0
 
 
 # -n

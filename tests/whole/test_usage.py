@@ -203,7 +203,8 @@ MODELS = [
     (lambda request: Response(b'{"data":[]}'), ["none", "-m NAME"]),
     (lambda request: Response(b"<html>"), ["no list of models", "-m NAME"]),
     (lambda request: error(404, "nothing here"), ["HTTP 404: nothing here", "-m NAME"]),
-    (lambda request: None, ["-m NAME"]),
+    (lambda request: None, ["check -u (or $OPENAI_BASE_URL)"]),
+    (lambda request: error(401, "who?"), ["HTTP 401: who?", "check $OPENAI_API_KEY"]),
     (lambda request: Response(b'{"data":[{"id":5}]}'), ["none that can be named", "-m NAME"]),
     (lambda request: Response(b'{"data":[{"id":null},{"id":"a"}]}'), ["the server has: a", "-m NAME"]),
     (lambda request: Response(b'{"data":[{"id":"a\\nllmfilter: b"}]}'), ["none that can be named"]),
@@ -368,6 +369,8 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
     program.run(*ASK, "--stats", "stats.json", input=rows([1, 2, 2]) + b"\nno record\n")
     stats = json.loads((program.folder / "stats.json").read_bytes())
     assert stats.pop("seconds") > 0
+    assert stats.pop("tokens_per_second")["prompt"] > 0
+    assert 0 < stats.pop("answer_seconds")["median"] < 30
     assert stats == {
         "rows": 4,
         "answered": 3,
@@ -380,5 +383,7 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
         "requests": 1,
         "retries": 0,
         "reasked": 0,
+        "refusals": 0,
+        "limit": None,
         "tokens": {"billed": {"prompt": 7, "completion": 3}, "saved": {"prompt": 14, "completion": 6}},
     }

@@ -37,7 +37,7 @@ class Stats:
     asked: rows that were answered by a request of their own; cached: without one; unstored: answers
     that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
     of them by its line and key; refusals: requests for which the server had no room; answer_s: how
-    long those took that it answered; limit: how many at a time it was found to take.
+    long those took that it answered; limit: what it was found to take, like `8 at a time`.
     """
 
     rows: int = 0
@@ -51,7 +51,7 @@ class Stats:
     retries: int = 0
     reasked: int = 0
     refusals: int = 0
-    limit: int | None = None
+    limit: str | None = None
     answer_s: Histogram = field(default_factory=Histogram)
     billed_prompt: int = 0
     billed_completion: int = 0

@@ -26,7 +26,7 @@ from llmfilter.conversation import Conversation
 from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.output import BUFFER_BYTES, ErrorLine, Output, Write, error_line
-from llmfilter.replay import Replay
+from llmfilter.replay import Parsed, Replay
 from llmfilter.rows import Row, Rows, parse_record
 from llmfilter.stats import Stats
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
 _KEY_MOST = 100  # characters of a key that are shown
 _BUG_S = 10.0  # what is in flight gets so long after a bug outside of its own path
-
-
-Parsed = tuple[int, bytes, dict[str, Any]]  # a Row in the making: most need none, since the cache has their answer
 
 
 class Stop(NamedTuple):
@@ -207,11 +204,11 @@ class Pipeline:
 
         Return how many rows that were: not all where the answers are too large to be held together.
         """
-        job, replay, in_flight = self._job, self._replay.line, self._in_flight
+        job, in_flight = self._job, self._in_flight
         printed: dict[int, bytes] = {}
         size = 0
-        for row, body, key, stored in zip(rows, bodies, keys, job.cache.find(keys), strict=True):
-            outcome = replay(*row, key, stored) if stored else None
+        outcomes = self._replay.outcomes(rows, keys, job.cache.find(keys))
+        for row, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=True):
             if job.preview:
                 outcome = job.preview.line(key, body, outcome)
             if isinstance(outcome, bytes):

@@ -4,6 +4,7 @@ Nearly every replay is plain: no check but that it is an object, and no key that
 That is done here in one piece; the calls of those who know each step take longer than the steps.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 from zlib import crc32
@@ -16,6 +17,7 @@ from llmfilter.errors import RowError
 from llmfilter.record import splice
 from llmfilter.stats import Stats
 
+Parsed = tuple[int, bytes, dict[str, Any]]  # what a Row is made of: most rows need none, the cache has their answer
 _unpack_header = HEADER.unpack_from
 
 
@@ -33,31 +35,40 @@ class Replay:
         self._is_plain = checks.takes_any and checks.response is None
         self._stats = stats
 
-    def line(
-        self, number: int, raw: bytes, record: dict[str, Any], key: bytes, stored: bytes
-    ) -> bytes | RowError | None:
-        """Return a row's line; or what today's checks say against what is stored; or None where it is damaged."""
-        stats = self._stats
-        try:
-            if crc32(stored, crc32(key)) != CRC_OF_WHOLE:
-                return None
+    def outcomes(
+        self, rows: Iterable[Parsed], keys: Iterable[bytes], found: Iterable[bytes | None]
+    ) -> Iterator[bytes | RowError | None]:
+        """Yield for each row its line; or what today's checks say against what is stored; or None.
+
+        None is for a row of which nothing sound is stored.
+        """
+        is_plain, stats, header_bytes = self._is_plain, self._stats, HEADER.size
+        for (number, raw, record), key, stored in zip(rows, keys, found, strict=True):
+            if stored is None or crc32(stored, crc32(key)) != CRC_OF_WHOLE:
+                yield None
+                continue
             version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
             if version != VERSION:
-                return None
-            keys = stored[HEADER.size : keys_end] if self._is_plain else b""
-            if keys and record and record.keys().isdisjoint(_parse_keys(keys)):
+                yield None
+                continue
+            if (
+                is_plain
+                and keys_end > header_bytes
+                and record
+                and record.keys().isdisjoint(_parse_keys(stored[header_bytes:keys_end]))
+            ):
                 line = b"%b,%b\n" % (raw[:-1], loads(stored[start:end]).encode()[1:])
             else:
-                answer = self._checks.parse(parse_content(stored, keys_end, start, end))
-                line = self.join(number, raw, record, answer, stored_body(stored, keys_end))
-        except ValueError:  # of a lone surrogate, which a look at the content settles
-            return None
-        except RowError as fault:
-            return fault
-        stats.cached += 1
-        stats.saved_prompt += prompt_tokens
-        stats.saved_completion += completion_tokens
-        return line
+                try:
+                    answer = self._checks.parse(parse_content(stored, keys_end, start, end))
+                    line = self.join(number, raw, record, answer, stored_body(stored, keys_end))
+                except RowError as fault:
+                    yield fault
+                    continue
+            stats.cached += 1
+            stats.saved_prompt += prompt_tokens
+            stats.saved_completion += completion_tokens
+            yield line
 
     def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
         """Return the line of a row whose answer came in this response's body."""

@@ -13,7 +13,7 @@ from llmfilter.answer import Answer, Checks
 from llmfilter.completion import Completion, pack, parse_completion
 from llmfilter.errors import RowError
 from llmfilter.record import parse_json, splice
-from llmfilter.replay import Replay
+from llmfilter.replay import Parsed, Replay
 from llmfilter.stats import Stats
 
 KEY = bytes(32)
@@ -25,6 +25,12 @@ contents = st.one_of(
     objects.map("<think>x</think>\n{}".format),
     st.sampled_from(["{}", "[]", "plain", '{"a":1}{"a":2}', '```json\n{"a": 1}\n```', '{"a":1,"a":2}', '{"a":1e400}']),
 )
+
+
+def replay(by: Replay, row: Parsed, key: bytes, stored: bytes) -> bytes | RowError | None:
+    """What becomes of one row."""
+    (outcome,) = by.outcomes([row], [key], [stored])
+    return outcome
 
 
 def body_of(content: str, ascii_only: bool = True) -> bytes:
@@ -55,7 +61,7 @@ def test_it_is_the_line_of_the_first_time(
     line = splice(raw, record, *answers[1]) if len(answers) > 1 and answers[1] else None
     for answer in answers:
         stats = Stats()
-        replayed = Replay(checks, stats).line(1, raw, record, KEY, pack(KEY, fresh, answer))
+        replayed = replay(Replay(checks, stats), (1, raw, record), KEY, pack(KEY, fresh, answer))
         check_replay(replayed, line, stats)
 
 
@@ -69,7 +75,7 @@ def check_replay(replayed: bytes | RowError | None, line: bytes | None, stats: S
 def test_what_is_cut_off_is_a_miss(size: int) -> None:
     body = body_of('{"a": 1}')
     stored = pack(KEY, parse_completion(body))[:size]
-    assert Replay(Checks(), Stats()).line(*ROW, KEY, stored) is None
+    assert replay(Replay(Checks(), Stats()), ROW, KEY, stored) is None
 
 
 def store(version: int, *fields: int, rest: bytes) -> bytes:
@@ -84,13 +90,13 @@ def test_what_is_stored_can_always_be_read() -> None:
     stored = store(3, 19 + 5, 24 + 34, 24 + 45, 5, 3, rest=b'["a"]' + body)
     assert pack(KEY, Completion(body, '{"a":1}', 5, 3), (b'{"a":1}', {"a": 1})) == stored
     for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
-        assert Replay(checks, Stats()).line(*ROW, KEY, stored) == line
+        assert replay(Replay(checks, Stats()), ROW, KEY, stored) == line
 
 
 def test_what_another_version_has_stored_is_a_miss() -> None:
     body = body_of('{"a": 1}')
-    assert Replay(Checks(), Stats()).line(*ROW, KEY, store(2, 19, 0, 0, 5, 3, rest=body)) is None
-    line = Replay(Checks(), Stats()).line(*ROW, KEY, store(3, 19, 0, 0, 5, 3, rest=body))
+    assert replay(Replay(Checks(), Stats()), ROW, KEY, store(2, 19, 0, 0, 5, 3, rest=body)) is None
+    line = replay(Replay(Checks(), Stats()), ROW, KEY, store(3, 19, 0, 0, 5, 3, rest=body))
     assert line == b'{"c":1,"a": 1}\n'
 
 
@@ -98,15 +104,15 @@ def test_what_another_version_has_stored_is_a_miss() -> None:
 def test_a_damaged_byte_is_a_miss(at: int, change: int, checks: Checks, content: str) -> None:
     stored = bytearray(pack(KEY, parse_completion(body_of(content))))
     stored[at % len(stored)] ^= change
-    assert Replay(checks, Stats()).line(*ROW, KEY, bytes(stored)) is None
+    assert replay(Replay(checks, Stats()), ROW, KEY, bytes(stored)) is None
 
 
 def test_what_is_stored_under_another_key_is_a_miss() -> None:
     stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
-    assert Replay(Checks(), Stats()).line(*ROW, bytes(31) + b"\1", stored) is None
+    assert replay(Replay(Checks(), Stats()), ROW, bytes(31) + b"\1", stored) is None
 
 
 def test_an_answer_that_fails_todays_checks_is_returned_as_what_is_wrong_with_it() -> None:
     stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
-    fault = Replay(Checks(fields=["b"]), Stats()).line(*ROW, KEY, stored)
+    fault = replay(Replay(Checks(fields=["b"]), Stats()), ROW, KEY, stored)
     assert isinstance(fault, RowError) and (fault.kind, fault.raw) == ("invalid", '{"a": 1}')

@@ -209,15 +209,14 @@ class Pipeline:
         size = 0
         outcomes = self._replay.outcomes(rows, keys, job.cache.find(keys))
         for row, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=True):
-            if job.preview:
-                outcome = job.preview.line(key, body, outcome)
-            if isinstance(outcome, bytes):
-                printed[row[0]] = outcome
-                size += len(outcome)
+            line = job.preview.line(key, body, outcome) if job.preview else outcome
+            if isinstance(line, bytes):
+                printed[row[0]] = line
+                size += len(line)
                 if size > BUFFER_BYTES:
                     break
             elif not in_flight.join(Row(*row), key):
-                in_flight.add(Row(*row), key, body, outcome)
+                in_flight.add(Row(*row), key, body, line)
         self._fill_slots()
         if printed:
             self.output.answers(printed)

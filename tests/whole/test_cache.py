@@ -185,7 +185,8 @@ def test_when_it_can_no_longer_be_written_the_run_says_so_once_and_goes_on(progr
     unstored = int(ended.split()[1])
     assert program.run(*ASK, input=rows(range(count))).status == 0
     assert 0 < unstored < count  # what was committed before is still there
-    assert len(server.requests) == count + unstored
+    # The commit that failed may have reached the disk all the same, with the answers of as many slots.
+    assert count + unstored - 4 <= len(server.requests) <= count + unstored
 
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]

@@ -5,6 +5,7 @@ stops the event loop and its cost is shared. Several processes may use one folde
 """
 
 import asyncio
+import errno
 import hashlib
 import os
 import struct
@@ -29,6 +30,7 @@ _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first page
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
+_FULL_BYTES = 1 << 16  # left on a disk: less than a commit may need
 _SEEN_BYTES = 8  # of a key, that tell it from the others of an input
 _SEEN_TOGETHER = 500  # in one transaction, which holds up to a page for each
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
@@ -177,7 +179,7 @@ class Cache(NoCache):
         if not self._broken:  # said once, and nothing is stored any more
             self._broken = True
             self.on_failure(
-                f"the cache {self.folder} fails ({_cause(error)}); this run goes on without it: "
+                f"the cache {self.folder} fails ({_cause(error, self.folder)}); this run goes on without it: "
                 "make room, or give another folder with --cache"
             )
 
@@ -261,7 +263,12 @@ def _has_odd_trees(file: Path, page_bytes: int) -> bool:
     return any(flags & _ODD_FLAGS for page in pages for flags in struct.unpack_from(_TREE_FLAGS, page))
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, folder: Path) -> str:
+    """Return why a cache has failed; LMDB calls it an input/output error where a disk has taken half of a write."""
+    with suppress(OSError):
+        disk = os.statvfs(folder)
+        if disk.f_bavail * disk.f_frsize < _FULL_BYTES:
+            return os.strerror(errno.ENOSPC)
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 

@@ -33,6 +33,9 @@ bench: .venv/dev  ## measure it beside nginx, jq, wrk and other clients (BENCH='
 bench-limits: .venv/dev  ## how a limit is found, on simulated servers, beside an oracle (LIMITS="slots 8")
 	@$(BIN)/python tests/bench/limits.py $(LIMITS)
 
+bench-limits-live: .venv/dev  ## the same with the real program, on the real clock (LIMITS="'chance 5 %'")
+	@$(BIN)/python tests/bench/limits_live.py . $(LIMITS)
+
 lint: .venv/dev  ## ruff and mypy --strict
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
@@ -85,4 +88,4 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 
-.PHONY: help demo demo-schema test test-all test-dist bench bench-limits lint install uninstall clean python
+.PHONY: help demo demo-schema test test-all test-dist bench bench-limits bench-limits-live lint install uninstall clean python

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -294,6 +295,42 @@ def processes(stage: Stage) -> Iterator[Line]:
     )
 
 
+def limits(stage: Stage) -> Iterator[Line]:
+    slots, mean_s, count = 8, 0.3, stage.count(800)
+    rows, ideal_s = stage.rows(count), count * mean_s / slots
+    with ExitStack() as stack:
+        url = slow_server(stack, 0.1, 0.5, slots)
+        title = f"**Limits**: {slots} slots, no queue, answers of 0.1–0.5 s, `-j {JOBS}`, {count:,} rows"
+        run = stage.filter(url, rows, "limits", is_fresh=True)
+        taken, refused = verdicts(url)
+        yield Line(
+            title,
+            limited(run, ideal_s, count - taken, refused / (taken + refused)),
+            target="≥ 93 % of ideal, none lost",
+            reached=verdict(ideal_s / run.seconds >= 0.93 and taken == count),
+        )
+        yield from optional("… openai", limited_peer(stage, url, rows, count, ideal_s))
+
+
+def limited_peer(stage: Stage, url: str, rows: Path, count: int, ideal_s: float) -> Iterator[Line]:
+    python = peer_python(stage, "openai", ["openai"])
+    run = stage.run([python, HERE / "peer_openai.py", url, stage.prompt, "5"], rows)
+    taken, refused = verdicts(url)
+    title = f"… openai {peer_version(python, 'openai')}, `max_retries=5`, as many at a time"
+    yield Line(title, limited(run, ideal_s, count - taken, refused / (taken + refused)))
+
+
+def verdicts(url: str) -> tuple[int, int]:
+    """How many requests the slow server took and refused since it was asked last."""
+    with urllib.request.urlopen(url) as said:
+        found = json.load(said)
+    return found["taken"], found["refused"]
+
+
+def limited(run: Run, ideal_s: float, lost: int, refused: float) -> str:
+    return f"{run.seconds:.1f} s, ideal {ideal_s:.1f} s; {lost} rows lost; {refused:.0%} refused"
+
+
 def optional(what: str, lines: Iterator[Line]) -> Iterator[Line]:
     """The lines, or one that says what has to be installed for them."""
     try:
@@ -384,7 +421,7 @@ def peer_version(python: Path, package: str) -> str:
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-ROWS = {each.__name__: each for each in (live, peers, replay, memory, flight, start, delay, processes)}
+ROWS = {each.__name__: each for each in (live, peers, replay, memory, flight, start, delay, processes, limits)}
 
 
 def names_of_rows(text: str) -> list[str]:

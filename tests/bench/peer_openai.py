@@ -1,4 +1,7 @@
-"""Rows through openai-python, as its users write it. peer_openai.py URL PROMPT_FILE"""
+"""Rows through openai-python, as its users write it. peer_openai.py URL PROMPT_FILE [RETRIES]
+
+A row that fails is left out.
+"""
 
 import asyncio
 import json
@@ -6,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAIError
 
 
-async def main(url: str, prompt: str) -> None:
-    client = AsyncOpenAI(base_url=url, api_key="none")
+async def main(url: str, prompt: str, retries: int = 2) -> None:
+    client = AsyncOpenAI(base_url=url, api_key="none", max_retries=retries)
     semaphore = asyncio.Semaphore(64)
 
     async def ask(row: dict[str, Any]) -> None:
@@ -23,7 +26,9 @@ async def main(url: str, prompt: str) -> None:
             )
         print(json.dumps(row | json.loads(completion.choices[0].message.content or "")))
 
-    await asyncio.gather(*[ask(json.loads(line)) for line in sys.stdin])
+    for error in await asyncio.gather(*[ask(json.loads(line)) for line in sys.stdin], return_exceptions=True):
+        if isinstance(error, BaseException) and not isinstance(error, OpenAIError):
+            raise error
 
 
-asyncio.run(main(sys.argv[1], Path(sys.argv[2]).read_text()))
+asyncio.run(main(sys.argv[1], Path(sys.argv[2]).read_text(), *map(int, sys.argv[3:])))

@@ -165,10 +165,10 @@ class Stage:
         return float(found[1])
 
 
-def slow_server(stack: ExitStack, shortest_s: float, longest_s: float) -> str:
-    """The URL of a server whose answers take between so and so long."""
+def slow_server(stack: ExitStack, shortest_s: float, longest_s: float, *slots: int) -> str:
+    """The URL of a server whose answers take between so and so long; slots: how many it takes at a time, if limited."""
     port = free_port()
-    command: Command = [sys.executable, HERE / "slow_server.py", str(port), str(shortest_s), str(longest_s)]
+    command: Command = [sys.executable, HERE / "slow_server.py", *map(str, (port, shortest_s, longest_s, *slots))]
     stack.enter_context(serving(command, port))
     return url_of(port)
 

@@ -1,0 +1,227 @@
+"""Servers with limits, nginx and HAProxy among them: all rows are answered, and hardly a request is refused."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+import pytest
+from program import ASK, Program, Programs, rows
+from server import PATIENCE_S, Answer, Reply, Request, Server, echo, error
+
+JOBS = 64
+REFUSED_MOST = 0.12  # of the requests after the first burst; 0.05 is meant, but a run of seconds has few of them
+PATH = os.environ["PATH"] + ":/usr/sbin"
+
+NGINX = """
+worker_processes 1; pid {folder}/front.pid; error_log {folder}/nginx.log crit;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; proxy_http_version 1.1; client_body_temp_path {folder}; proxy_temp_path {folder};
+  fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  limit_req_zone $server_port zone=rate:1m rate=50r/s; limit_conn_zone $server_port zone=number:1m;
+  upstream server {{ server 127.0.0.1:{server}; keepalive 64; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=1024; {limits}
+    location / {{ proxy_pass http://server; proxy_set_header Connection ""; }}
+  }}
+}}
+"""
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  timeout queue 1s
+frontend front
+  bind 127.0.0.1:{port}
+  stick-table type ip size 1k expire 10s store http_req_rate(1s)
+  http-request track-sc0 src
+  {limits}
+  default_backend back
+backend back
+  server server 127.0.0.1:{server} {slots}
+"""
+
+
+class Front:
+    """nginx or HAProxy before a server, on a port of its own; both return from their start when they listen."""
+
+    def __init__(self, name: str, config: str, folder: Path, server: Server, **limits: str) -> None:
+        if not (program := shutil.which(name, path=PATH)):
+            pytest.skip(f"needs {name}")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._pid = folder / "front.pid"
+        file = folder / "front.conf"
+        file.write_text(config.format(folder=folder, port=self.port, server=server.port, **limits))
+        commands: dict[str, list[str | Path]] = {
+            "nginx": [program, "-e", "stderr", "-c", file],
+            "haproxy": [program, "-D", "-q", "-p", self._pid, "-f", file],
+        }
+        self._start = commands[name]
+
+    def start(self) -> None:
+        subprocess.run(self._start, check=True)
+
+    def stop(self) -> None:
+        """Ends it at once, with all connections; returns when it is gone."""
+        with open(os.pidfd_open(int(self._pid.read_text()))) as end:
+            signal.pidfd_send_signal(end.fileno(), signal.SIGTERM)
+            assert select.select([end], [], [], PATIENCE_S)[0]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+def slowly(seconds: float) -> Answer:
+    """Answers that take so long: without it no two requests would ever meet."""
+
+    async def answer(request: Request) -> Reply:
+        await asyncio.sleep(seconds)
+        return echo(request)
+
+    return answer
+
+
+def check_all_answered(run: Program, count: int) -> None:
+    assert run.status == 0 and run.stderr == b""
+    assert sorted(row["id"] for row in run.rows) == list(range(count))
+
+
+def check_through(front: Front, program: Programs, count: int, jobs: int = JOBS) -> None:
+    """No row is lost, although none may be sent again for a fault; after the first burst few are refused."""
+    with front:
+        options = ("-u", front.url, "-j", str(jobs), "-r", "0", "--stats", "stats.json")
+        run = program.run(*ASK, *options, input=rows(range(count)))
+    check_all_answered(run, count)
+    refused = json.loads((program.folder / "stats.json").read_text())["retries"]
+    assert 0 < refused <= jobs + REFUSED_MOST * count
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_nginx_limits_the_rate(status: int, server: Server, program: Programs, tmp_path: Path) -> None:
+    server.answer = slowly(0.02)
+    limits = f"limit_req zone=rate; limit_req_status {status};"
+    check_through(Front("nginx", NGINX, tmp_path, server, limits=limits), program, 250)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_nginx_limits_the_number(status: int, server: Server, program: Programs, tmp_path: Path) -> None:
+    server.answer = slowly(0.1)
+    limits = f"limit_conn number 8; limit_conn_status {status};"
+    check_through(Front("nginx", NGINX, tmp_path, server, limits=limits), program, 300)
+
+
+def test_haproxy_limits_the_rate_and_counts_what_it_refused(server: Server, program: Programs, tmp_path: Path) -> None:
+    server.answer = slowly(0.02)
+    limits = "http-request deny deny_status 429 if { sc_http_req_rate(0) gt 50 }"
+    check_through(Front("haproxy", HAPROXY, tmp_path, server, limits=limits, slots=""), program, 250)
+
+
+def test_haproxy_has_a_short_queue(server: Server, program: Programs, tmp_path: Path) -> None:
+    server.answer = slowly(0.1)
+    front = Front("haproxy", HAPROXY, tmp_path, server, limits="", slots="maxconn 8")
+    check_through(front, program, 500, jobs=128)
+
+
+def test_a_server_that_is_gone_for_a_while_costs_no_row(server: Server, program: Programs, tmp_path: Path) -> None:
+    server.answer = slowly(0.01)
+    with Front("nginx", NGINX, tmp_path, server, limits="") as front:
+        run = program.start(*ASK, "-u", front.url, "-j", "8")
+        run.write(rows(range(500)))
+        server.wait_for(100)
+        front.stop()
+        time.sleep(1)  # an outage lasts: connections are refused
+        front.start()
+        check_all_answered(run.finish(), 500)
+
+
+def test_a_server_that_answers_500_to_all_for_a_while_is_probed_and_costs_no_row(
+    server: Server, program: Programs
+) -> None:
+    failed, back_at = 0, 0.0
+
+    def answer(request: Request) -> Reply:
+        nonlocal failed, back_at
+        now = time.monotonic()
+        if len(server.requests) == 100:
+            back_at = now + 2
+        failed += now < back_at
+        return error(500, "down") if now < back_at else echo(request)
+
+    server.answer = answer
+    check_all_answered(program.run(*ASK, "-j", "8", input=rows(range(500))), 500)
+    assert failed <= 40  # some until it is noticed, and then one at a time
+
+
+IMPATIENT = """\
+import sys, llmfilter.cli, llmfilter.limit
+llmfilter.limit.GIVE_UP_REFUSALS, llmfilter.limit.GIVE_UP_S = 3, 0.5
+sys.exit(llmfilter.cli.main())
+"""
+
+
+def test_a_row_that_alone_is_refused_is_given_up(server: Server, program: Programs) -> None:
+    slow, hopeless = slowly(0.05), error(429, "Request too large", code="rate_limit_exceeded")
+    server.answer = lambda request: hopeless if request.prompt == "0" else slow(request)
+    command = [sys.executable, program.write("impatient.py", IMPATIENT)]
+    run = program.run(*ASK, "-j", "4", "-r", "0", input=rows(range(200)), command=command)
+    assert run.status == 1 and len(run.lines) == 199
+    assert [(line["error"], line["status"], line["input"]["id"]) for line in run.errors] == [("http", 429, 0)]
+    assert "Request too large" in run.errors[0]["message"] and run.said == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2])
+def test_rpm_is_never_exceeded(share: float, server: Server, program: Programs) -> None:
+    rng, came = random.Random(3), []
+
+    def answer(request: Request) -> Reply:
+        came.append(time.monotonic())
+        return error(429, "slow down") if rng.random() < share else echo(request)
+
+    server.answer = answer
+    check_all_answered(program.run(*ASK, "--rpm", "1200", input=rows(range(40))), 40)
+    assert all(later - at > 0.9 for at, later in zip(came, came[20:], strict=False))
+
+
+def test_a_signal_shows_the_limit_that_was_found(server: Server, program: Programs) -> None:
+    busy = 0
+
+    async def answer(request: Request) -> Reply:
+        nonlocal busy
+        if busy == 8:
+            return error(429, "no room now")
+        busy += 1
+        await asyncio.sleep(0.02)
+        busy -= 1
+        return echo(request)
+
+    server.answer = answer
+    run = program.start(*ASK, "-j", str(JOBS))
+    run.write(rows(range(500)))
+    server.wait_answered(JOBS + 50)
+    run.signal(signal.SIGUSR1)
+    run.read_said()
+    assert re.search(r"limit ([89]|10) at a time", run.said[0])  # it may just try one more
+    run.finish()
+    assert run.status == 0 and len(run.lines) == 500

@@ -14,10 +14,10 @@ _PAINTED = "\x1b[32m{}\x1b[90m{}\x1b[m"
 class Bar:
     """Shows a line of text, from now on again and again, while no other llmfilter does so on its terminal.
 
-    draw: gets how many columns there are, returns the line.
+    draw: returns the line for this terminal.
     """
 
-    def __init__(self, terminal: Terminal, draw: Callable[[int], str]) -> None:
+    def __init__(self, terminal: Terminal, draw: Callable[[Terminal], str]) -> None:
         self._terminal = terminal
         self._draw = draw
         self._shown = ""
@@ -45,7 +45,7 @@ class Bar:
     def _refresh(self, is_shown: bool) -> None:
         with self._writing:
             if is_shown or self._shown:
-                self._shown = self._draw(self._terminal.columns) if is_shown else ""
+                self._shown = self._draw(self._terminal) if is_shown else ""
                 self._terminal.write(CLEAR + self._shown.encode())
         if not is_shown:
             self._terminal.release()

@@ -28,6 +28,7 @@ _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 _VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
 _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first pages (LMDB 0.9: struct MDB_meta)
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
+_FOUND_BYTES_MOST = 1 << 20  # in one look-up
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
 _FULL_BYTES = 1 << 16  # left on a disk: less than a commit may need
@@ -64,11 +65,15 @@ class Keys:
         self._hash = hashlib.sha256("\n".join([url, *headers, "\0"]).encode() + head)
         self._head_bytes = len(head)
 
-    def of(self, body: bytes) -> bytes:
-        """The key of a request with this body."""
-        digest = self._hash.copy()
-        digest.update(body[self._head_bytes :])
-        return digest.digest()
+    def of(self, bodies: Iterable[bytes]) -> list[bytes]:
+        """Return the keys of the requests with these bodies."""
+        copy, head_bytes = self._hash.copy, self._head_bytes
+        keys = []
+        for body in bodies:
+            digest = copy()
+            digest.update(body[head_bytes:])
+            keys.append(digest.digest())
+        return keys
 
 
 class NoCache:
@@ -77,8 +82,8 @@ class NoCache:
     on_failure: Callable[[str], None] = staticmethod(lambda message: None)
     folder: Path | None = None
 
-    def find(self, keys: Sequence[bytes]) -> Iterable[bytes | None]:
-        """Yield the value under each key, or None."""
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value under each key, or None; for the first keys only where values are large."""
         return [None] * len(keys)
 
     async def put(self, key: bytes, value: bytes) -> bool:
@@ -106,18 +111,25 @@ class Cache(NoCache):
         self._commits = Batcher(self._commit, self._committed, self._stand_still)
         self._broken = False
 
-    def find(self, keys: Sequence[bytes]) -> Iterable[bytes | None]:
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As in NoCache; if the cache fails, nothing is found."""
-        left = len(keys)
+        found: list[bytes | None] = []
+        size = 0
         try:
             with self._env.begin(buffers=True) as transaction:
-                for stored in map(transaction.get, keys):
-                    left -= 1
+                for view in map(transaction.get, keys):
                     # A damaged length could reach beyond the file, and reading there kills the process.
-                    yield bytes(stored) if stored and len(stored) <= _VALUE_BYTES_MOST else None
+                    if view is None or len(view) > _VALUE_BYTES_MOST:
+                        found.append(None)
+                        continue
+                    found.append(bytes(view))
+                    size += len(view)
+                    if size > _FOUND_BYTES_MOST:
+                        break
         except lmdb.Error as error:
             self._fail(error)
-            yield from [None] * left
+            return [None] * len(keys)
+        return found
 
     async def put(self, key: bytes, value: bytes) -> bool:
         """As in NoCache."""

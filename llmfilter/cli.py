@@ -111,7 +111,7 @@ async def run(args: Namespace) -> int:
 
     from llmfilter.job import make_job
     from llmfilter.load import Load
-    from llmfilter.output import error_line, write_all, write_alone
+    from llmfilter.output import Output, error_line, write_all, write_alone
     from llmfilter.pipeline import Pipeline
     from llmfilter.progress import Progress, summary
     from llmfilter.stats import Stats
@@ -119,7 +119,6 @@ async def run(args: Namespace) -> int:
 
     stats = Stats()
     job = await make_job(args, os.environ, STDIN, stats)
-    is_terminal = os.isatty(STDERR)
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
 
@@ -128,18 +127,15 @@ async def run(args: Namespace) -> int:
 
     total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
-    terminal = find_terminal(STDERR)
-    describe = partial(short_line, terminal) if is_terminal and terminal else error_line
-    run_class = Load if args.from_batch else Pipeline
-    pipeline = run_class(job, STDIN, partial(write, STDOUT), write_stderr, stats, describe)
+    terminal = find_terminal(STDERR, is_painted="NO_COLOR" not in os.environ)
+    describe = partial(short_line, terminal) if terminal and terminal.is_stderr else error_line
+    output = Output(partial(write, STDOUT), write_stderr, job.keep_order, describe)
+    pipeline = (Load if args.from_batch else Pipeline)(job, STDIN, output, stats)
     shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
     has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
-    is_painted = "NO_COLOR" not in os.environ
-    bar_on = shown_on if has_bar else None
-    if bar_on:
-        bar_on.has_bars = True
-    progress = Progress(pipeline, total_bytes, partial(write, STDERR), bar_on, is_terminal, is_painted)
-    beside = None if is_terminal else shown_on  # where plain lines are seen that stderr takes elsewhere
+    progress = Progress(pipeline, total_bytes, partial(write, STDERR), shown_on if has_bar else None)
+    # Where plain lines are seen that stderr takes elsewhere.
+    beside = shown_on if shown_on and not shown_on.is_stderr else None
     catch_signals(pipeline, progress, beside, args.stats)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
     gc.freeze()  # what was made so far stays to the end, and is not looked through any more

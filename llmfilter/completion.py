@@ -8,7 +8,7 @@ stands, which keys that has and what it cost, so that a replay need not parse th
 import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from zlib import crc32
+from zlib import adler32
 
 import orjson
 
@@ -16,14 +16,13 @@ from llmfilter.errors import Retryable, RowError, printable
 from llmfilter.faults import server_words
 from llmfilter.record import dump_text, parse_json
 
-# Format version; where the keys end that follow; where the content's JSON string starts and ends (both
-# 0: parse the body); prompt tokens; completion tokens. The keys are a JSON array if the content is
-# nothing but one JSON object in one line, else there are none. Last comes the CRC-32 of the key and
-# of all before, in little-endian order: so the CRC-32 of the whole is always the same (RFC 1662, C.2).
-HEADER = struct.Struct("<BHIIII")
-VERSION = 3
-_CRC_BYTES = 4
-CRC_OF_WHOLE = 0x2144DF1C
+# Adler-32 of the key and of all that follows (CRC-32 takes twice as long); format version; where the
+# keys end that follow; where the content's JSON string starts and ends (both 0: parse the body); prompt
+# tokens; completion tokens. The keys are a JSON array if the content is nothing but one JSON object in
+# one line, else there are none.
+HEADER = struct.Struct("<IBHIIII")
+VERSION = 4
+SUM_BYTES = 4
 _KEYS_BYTES_MOST = 1000
 _UINT32_MAX = (1 << 32) - 1
 _CUT = (
@@ -129,8 +128,8 @@ def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, A
         keys = _keys(completion.content, *answer) if answer else b""
         start = HEADER.size + len(keys) + at
         end = start + len(literal)
-    stored = HEADER.pack(VERSION, HEADER.size + len(keys), start, end, *tokens) + keys + body
-    return stored + crc32(stored, crc32(key)).to_bytes(_CRC_BYTES, "little")
+    summed = HEADER.pack(0, VERSION, HEADER.size + len(keys), start, end, *tokens)[SUM_BYTES:] + keys + body
+    return adler32(summed, adler32(key)).to_bytes(SUM_BYTES, "little") + summed
 
 
 def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
@@ -144,16 +143,14 @@ def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
 
 def is_whole(key: bytes, stored: bytes) -> bool:
     """Return whether what is stored under a key is what this version has stored there."""
-    return crc32(stored, crc32(key)) == CRC_OF_WHOLE and stored[0] == VERSION
+    if len(stored) < HEADER.size:
+        return False
+    sum_, version, *_ = HEADER.unpack_from(stored)
+    return bool(sum_ == adler32(stored[SUM_BYTES:], adler32(key)) and version == VERSION)
 
 
 def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
-    """Return the content of what is stored; the places are its header's."""
+    """Return the content of what is stored, whose body begins at `keys_end`; the places are its header's."""
     if end:
         return str(parse_json(stored[start:end]))
-    return parse_completion(stored_body(stored, keys_end)).content
-
-
-def stored_body(stored: bytes, keys_end: int) -> bytes:
-    """Return the response's body of what is stored, byte for byte; keys_end: its header's."""
-    return stored[keys_end:-_CRC_BYTES]
+    return parse_completion(stored[keys_end:]).content

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ REASK = (
 class Conversation:
     """Holds the conversations of a run, each in its request's task and slot.
 
-    free_slot: lets the others have a slot; budget: None where there is no limit.
+    budget: None where there is no limit.
     """
 
     def __init__(
@@ -38,15 +37,13 @@ class Conversation:
         chat: "Chat",
         in_flight: InFlight,
         breaker: Breaker,
-        free_slot: Callable[[], None],
         budget: Budget | None,
     ) -> None:
-        self._budget = budget
-        self._free_slot = free_slot
         self._job = job
         self._chat = chat
         self._in_flight = in_flight
         self._breaker = breaker
+        self._budget = budget
 
     async def hold(self, request: Request) -> tuple[Completion, Answer]:
         """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
@@ -95,7 +92,7 @@ class Conversation:
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
         """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""
-        self._free_slot()
+        self._in_flight.free_slot()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._chat.draining.wait()

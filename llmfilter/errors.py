@@ -1,6 +1,11 @@
 """What can go wrong, named by its remedy."""
 
 import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What a terminal would obey (C0, DEL and C1: ECMA-48), or take for a line's end.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -38,6 +43,14 @@ class RowError(Exception):
         self.message = message
         self.status = status
         self.raw = raw
+
+
+def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RowError:
+    """Return what a function returns, or the RowError that it raises."""
+    try:
+        return function(*args, **kwargs)
+    except RowError as fault:
+        return fault
 
 
 class Retryable(RowError):

@@ -7,6 +7,7 @@ hold that have no slot, and which line is the first without an outcome.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmfilter.errors import RowError
@@ -35,10 +36,14 @@ class Request:
 class InFlight:
     """The requests under way, and the slots for those that may be sent.
 
-    waiting_bytes: memory of the rows without a slot, those that share another row's request among them.
+    start: gets each request as soon as there is a slot for it; made_room: is called when the queue has
+    room; waiting_bytes: memory of the rows without a slot, those that share another row's request among
+    them.
     """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, start: Callable[[Request], object], made_room: Callable[[], object]) -> None:
+        self._start = start
+        self._made_room = made_room
         self._requests: dict[bytes, Request] = {}
         self._queue: deque[Request] = deque()
         self._slots_free = jobs
@@ -72,27 +77,29 @@ class InFlight:
         return True
 
     def add(self, row: Row, key: bytes, body: bytes, unusable: RowError | None) -> None:
-        """Queue a new request for a slot."""
+        """Start a new request, or queue it for a slot."""
         request = self._requests[key] = Request(key, body, deque([row]), unusable)
-        self._queue.append(request)
-        self.waiting_bytes += _size(row) + len(body)
-
-    def next(self) -> Request | None:
-        """Give a free slot to the first in the queue, and return it; None if there is no such pair."""
-        if not (self._queue and self._slots_free):
-            return None
-        self._slots_free -= 1
-        request = self._queue.popleft()
-        self.waiting_bytes -= _size(request.rows[0]) + len(request.body)
-        return request
+        if self._slots_free:
+            self._slots_free -= 1
+            self._start(request)
+        else:
+            self._queue.append(request)
+            self.waiting_bytes += _size(row) + len(body)
 
     def free_slot(self) -> None:
-        """Take a slot back; who has lent one comes first."""
+        """Take a slot back, for another request; who has lent one comes first."""
         while self._returning:
             returning = self._returning.popleft()
             if not returning.done():
                 return returning.set_result(None)
-        self._slots_free += 1
+        if self._queue:
+            request = self._queue.popleft()
+            self.waiting_bytes -= _size(request.rows[0]) + len(request.body)
+            self._start(request)
+        else:
+            self._slots_free += 1
+        if len(self._queue) < QUEUED_MOST:
+            self._made_room()
         return None
 
     async def return_slot(self, request: Request) -> None:

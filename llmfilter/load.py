@@ -14,7 +14,7 @@ import orjson
 from llmfilter import faults
 from llmfilter.completion import Completion, is_whole, pack, parse_completion
 from llmfilter.errors import RowError
-from llmfilter.output import ErrorLine, Write, error_line
+from llmfilter.output import Output
 from llmfilter.pipeline import Pipeline
 from llmfilter.record import members
 from llmfilter.rows import BLOCK_BYTES, parse_record
@@ -34,10 +34,8 @@ Result = tuple[bytes, Completion]  # under its key
 class Load(Pipeline):
     """A run that stores completions instead of asking for them; `asked` in its counters are those that were new."""
 
-    def __init__(
-        self, job: "Job", stdin: int, stdout: Write, stderr: Write, stats: Stats, error_line: ErrorLine = error_line
-    ) -> None:
-        super().__init__(job, stdin, stdout, stderr, stats, error_line)
+    def __init__(self, job: "Job", stdin: int, output: Output, stats: Stats) -> None:
+        super().__init__(job, stdin, output, stats)
         self._rows_most = BLOCK_BYTES  # all lines of a block are stored together
         self._room = asyncio.Semaphore(_BLOCKS_MOST)
         self._under_way: set[bytes] = set()
@@ -61,9 +59,10 @@ class Load(Pipeline):
     async def _store(self, results: list[Result]) -> None:
         cache, stats = self._job.cache, self.stats
         new: dict[bytes, Completion] = {}
-        for (key, completion), stored in zip(results, cache.find([key for key, _ in results]), strict=True):
+        for key, completion in results:
+            (stored,) = cache.find([key])
             if key in new or key in self._under_way or (stored and is_whole(key, stored)):
-                stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
+                stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
             else:
                 new[key] = completion
         self._under_way |= new.keys()

@@ -18,7 +18,7 @@ BUFFER_BYTES = 1 << 20
 _LINE_BYTES = 100  # of memory, beyond a line's own bytes
 
 Write = Callable[[bytes], None]  # takes all of it, or raises OSError
-ErrorLine = Callable[[int, RowError, int, bytes, bool], bytes]  # see error_line
+Describe = Callable[[int, RowError, int, bytes, bool], bytes]  # as error_line does
 Line = tuple[int, bytes]  # its row's line number in the input, and the line; or the first of several
 
 
@@ -110,12 +110,15 @@ class Change:
 class Output:
     """Where rows end: answers on stdout, errors on stderr; with keep_order answers in input order.
 
-    on_written is called when some of it is, or can't be; changed: tells so to those who wait for room,
-    as anybody may do who makes room elsewhere; size: bytes that are not written yet.
+    describe: makes the line of a row that failed; on_failure gets the error of a stream that can't be
+    written any more; changed: tells those who wait for room that there may be some, as anybody may do who
+    makes room elsewhere; size: bytes that are not written yet.
     """
 
-    def __init__(self, stdout: Write, stderr: Write, keep_order: bool, on_written: Callable[[], None]) -> None:
-        self._on_written = on_written
+    on_failure: Callable[[Exception], None] = staticmethod(lambda error: None)
+
+    def __init__(self, stdout: Write, stderr: Write, keep_order: bool, describe: Describe) -> None:
+        self._describe = describe
         self.changed = Change()
         self._stdout = Writer(stdout, self._count_written)
         self._stderr = Writer(stderr, self._count_written)
@@ -133,9 +136,9 @@ class Output:
             self.size += size_of([whole])
             self._stdout.put([whole])
 
-    def error(self, number: int, line: bytes) -> None:
-        """The error line of the row on line `number`, with its newline."""
-        self._to_stderr((number, line))
+    def error(self, number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> None:
+        """The row on line `number` has failed, after so many requests; raw: its own bytes."""
+        self._to_stderr((number, self._describe(number, error, attempts, raw, is_record)))
         self.skip(number)
 
     def skip(self, number: int) -> None:
@@ -170,7 +173,8 @@ class Output:
 
     def _count_written(self, size: int) -> None:
         self.size -= size
-        self._on_written()
+        if failure := self._stdout.error or self._stderr.error:
+            self.on_failure(failure)
         self.changed.notify()
 
     def release(self) -> None:
@@ -182,11 +186,6 @@ class Output:
     def idle(self) -> bool:
         """Everything is written."""
         return self._stdout.idle and self._stderr.idle
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why a stream can't be written any more, or None."""
-        return self._stdout.error or self._stderr.error
 
     @property
     def first_unwritten(self) -> int | None:

@@ -14,9 +14,9 @@ Theory of operation
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from llmfilter.answer import Answer
 from llmfilter.breaker import Breaker
@@ -25,9 +25,9 @@ from llmfilter.completion import Completion, pack
 from llmfilter.conversation import Conversation
 from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
 from llmfilter.inflight import QUEUED_MOST, InFlight, Request
-from llmfilter.output import BUFFER_BYTES, ErrorLine, Output, Write, error_line
+from llmfilter.output import BUFFER_BYTES, Output
 from llmfilter.replay import Parsed, Replay
-from llmfilter.rows import Row, Rows, parse_record
+from llmfilter.rows import Row, Rows, parse_records
 from llmfilter.stats import Stats
 
 if TYPE_CHECKING:
@@ -67,21 +67,12 @@ class Pipeline:
     stopped: why it ended early, or None.
     """
 
-    def __init__(
-        self,
-        job: "Job",
-        stdin: int,
-        stdout: Write,
-        stderr: Write,
-        stats: Stats,
-        error_line: ErrorLine = error_line,
-    ) -> None:
-        self._error_line = error_line
+    def __init__(self, job: "Job", stdin: int, output: Output, stats: Stats) -> None:
         self._job = job
         self.stats = stats
         self._rows = Rows(stdin)
-        self.output = Output(stdout, stderr, job.keep_order, self._check_output)
-        self._in_flight = InFlight(job.jobs)
+        self.output = output
+        self._in_flight = InFlight(job.jobs, self._start, output.changed.notify)
         self._breaker = Breaker(stats)
         self._replay = Replay(job.checks, stats)
         self._chat: Chat | None = None
@@ -92,7 +83,8 @@ class Pipeline:
         self._patience: asyncio.Timeout = asyncio.timeout(None)
         self._has_said_replaced = False
         self.stopped: Stop | None = None
-        job.cache.on_failure = self.output.say
+        job.cache.on_failure = output.say
+        output.on_failure = self._stop_writing
 
     async def run(self) -> None:
         """Return when every row has its line; after `stop()`, when all that was sent has."""
@@ -173,25 +165,11 @@ class Pipeline:
 
     async def _take(self, lines: list[bytes]) -> None:
         """Make requests of lines; what can't become one gets its error line."""
-        rows, bodies = [], []
-        build, last = self._job.prompt.body, self._number + len(lines)
-        for number, line in enumerate(lines, self._number + 1):
-            raw, record = line.strip(), None
-            if not raw:
-                self.output.skip(number)
-                continue
-            try:
-                record = parse_record(raw)
-                bodies.append(build(record, raw))
-                rows.append((number, raw, record))
-            except RowError as error:
-                self._number = number
-                self._fail(number, raw, error, is_record=record is not None)
-                if not rows:
-                    self._breaker.reject_unsent(error)
-        self._number = last
+        raws = [line.strip() for line in lines]
+        records = parse_records(raws)
+        rows, bodies = self._sift(raws, records, self._job.prompt.bodies(records, raws))
         self.stats.rows += len(rows)
-        keys = list(map(self._job.keys.of, bodies))
+        keys = self._job.keys.of(bodies)
         while rows:
             count = self._look_up(rows, bodies, keys)
             del rows[:count], bodies[:count], keys[:count]
@@ -199,34 +177,54 @@ class Pipeline:
                 self._in_flight.abandon_line(rows[0][0])
                 return
 
+    def _sift(
+        self, raws: list[bytes], records: list[dict[str, Any] | RowError], bodies: list[bytes | RowError]
+    ) -> tuple[list[Parsed], list[bytes]]:
+        """Return the rows that can be sent, with their requests; print the error lines of the others."""
+        first, last = self._number + 1, self._number + len(raws)
+        rows: Iterable[Any] = zip(range(first, last + 1), raws, records, strict=True)
+        if {*map(type, bodies)} == {bytes}:
+            self._number = last
+            return list(rows), cast(list[bytes], bodies)
+        sound = []
+        for row, body in zip(rows, bodies, strict=True):
+            self._number, raw, record = row
+            if isinstance(body, bytes):
+                sound.append((row, body))
+            elif not raw:
+                self.output.skip(self._number)
+            else:
+                self._fail(self._number, raw, body, is_record=record is not body)
+                if not sound:
+                    self._breaker.reject_unsent(body)
+        return [row for row, _ in sound], [body for _, body in sound]
+
     def _look_up(self, rows: list[Parsed], bodies: list[bytes], keys: list[bytes]) -> int:
         """Print what the cache has, and start requests for the other rows.
 
         Return how many rows that were: not all where the answers are too large to be held together.
         """
         job, in_flight = self._job, self._in_flight
-        printed: dict[int, bytes] = {}
-        size = 0
         outcomes = self._replay.outcomes(rows, keys, job.cache.find(keys))
-        for row, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=True):
-            line = job.preview.line(key, body, outcome) if job.preview else outcome
-            if isinstance(line, bytes):
-                printed[row[0]] = line
-                size += len(line)
-                if size > BUFFER_BYTES:
-                    break
-            elif not in_flight.join(Row(*row), key):
-                in_flight.add(Row(*row), key, body, line)
-        self._fill_slots()
+        if job.preview:
+            outcomes = list(map(job.preview.line, keys, bodies, outcomes))
+        printed = {row[0]: outcome for row, outcome in zip(rows, outcomes, strict=False) if type(outcome) is bytes}
+        if len(printed) < len(outcomes):
+            for row, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=False):
+                if not isinstance(outcome, bytes) and not in_flight.join(Row(*row), key):
+                    in_flight.add(Row(*row), key, body, outcome)
         if printed:
             self.output.answers(printed)
             self._say_replaced()
-        return rows.index(row) + 1
+        return len(outcomes)
 
     def _fail(self, number: int, raw: bytes, error: RowError, is_record: bool) -> None:
         self.stats.rows += 1
         self.stats.by_kind[error.kind] += 1
-        self.output.error(number, self._error_line(number, error, 0, raw, is_record))
+        self.output.error(number, error, 0, raw, is_record)
+
+    def _start(self, request: Request) -> None:
+        self._tasks.create_task(self._complete(request))
 
     async def _complete(self, request: Request) -> None:
         """Take a request from its queue to its rows' lines."""
@@ -256,40 +254,27 @@ class Pipeline:
             error.__context__ = None
             return error.with_traceback(None)  # its frames would keep the request's bytes alive
         finally:
-            self._free_slot()
+            self._in_flight.free_slot()
 
     def _talk(self) -> Conversation:
         if self._conversation is None:
             self._chat = self._job.connect()
             tokens = self._job.budget
             budget = Budget(tokens, self.stats, self.output.changed, self._stop_early) if tokens else None
-            self._conversation = Conversation(
-                self._job, self._chat, self._in_flight, self._breaker, self._free_slot, budget
-            )
+            self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, budget)
         return self._conversation
-
-    def _fill_slots(self) -> None:
-        while request := self._in_flight.next():
-            self._tasks.create_task(self._complete(request))
-
-    def _free_slot(self) -> None:
-        self._in_flight.free_slot()
-        self._fill_slots()
-        if self._in_flight.queued < QUEUED_MOST:
-            self.output.changed.notify()
 
     def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
         is_shared = request.is_shared
         row = self._in_flight.take_row(request)
         if isinstance(outcome, RowError):
             self.stats.by_kind[outcome.kind] += 1
-            line = self._error_line(row.number, outcome, request.attempts, row.raw, True)
-            self.output.error(row.number, line)
+            self.output.error(row.number, outcome, request.attempts, row.raw, True)
             return
         completion, answer = outcome
         if is_shared:
             self.output.changed.notify()
-            self.stats.count_replay(completion.prompt_tokens, completion.completion_tokens)
+            self.stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
         else:
             self.stats.asked += 1
         self.output.answers({row.number: self._replay.join(*row, answer, completion.body)})
@@ -305,10 +290,8 @@ class Pipeline:
                 "--as KEY keeps both, -f A,B takes only these keys of the answer; --stats counts such rows"
             )
 
-    def _check_output(self) -> None:
-        """Stop where an output can't be written any more."""
-        if failure := self.output.failure:
-            self.stop(failure_of(failure))
+    def _stop_writing(self, error: Exception) -> None:
+        self.stop(failure_of(error))
 
     def _stop_early(self, reason: str) -> None:
         self.stop(Stop(3, reason))

@@ -22,8 +22,7 @@ _METER_COLUMNS = 20
 class Progress:
     """Watches a pipeline, and says how far it is.
 
-    total_bytes: of the input, if it is a file; write: to stderr; terminal: for a bar, None for none;
-    is_stderr: whether that is one; is_painted: whether the bar has colours.
+    total_bytes: of the input, if it is a file; write: to stderr; terminal: for a bar, None for none.
     """
 
     def __init__(
@@ -32,16 +31,14 @@ class Progress:
         total_bytes: int | None,
         write: Write,
         terminal: Terminal | None,
-        is_stderr: bool,
-        is_painted: bool,
     ) -> None:
         self._write = write
         self._pipeline = pipeline
         self._total_bytes = total_bytes
         self._terminal = terminal
-        self._is_stderr = is_stderr
-        self._is_painted = is_painted
         self._bar: Bar | None = None
+        if terminal:
+            terminal.has_bars = True
         self._start()
 
     def _start(self) -> None:
@@ -50,7 +47,7 @@ class Progress:
 
     def write(self, lines: bytes) -> None:
         """Write whole lines to stderr: on its terminal above the bar, also above that of another llmfilter."""
-        if not (self._terminal and self._is_stderr):
+        if not (self._terminal and self._terminal.is_stderr):
             self._write(lines)
         elif self._bar:
             self._bar.write_above(lines, self._write)
@@ -130,10 +127,10 @@ class Progress:
         """Return all of it, for SIGUSR1."""
         return ", ".join(self.segments())
 
-    def _draw(self, columns: int) -> str:
-        drawn = ""
+    def _draw(self, terminal: Terminal) -> str:
+        columns, drawn = terminal.columns, ""
         if self.fraction is not None:
-            drawn = meter(self.fraction, min(_METER_COLUMNS, columns // 4), self._is_painted) + " "
+            drawn = meter(self.fraction, min(_METER_COLUMNS, columns // 4), terminal.is_painted) + " "
             columns -= min(_METER_COLUMNS, columns // 4) + 1
         text = ""
         for segment in self.segments():

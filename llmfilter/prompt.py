@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from llmfilter.errors import RowError, UsageError
+from llmfilter.errors import RowError, UsageError, attempt
 from llmfilter.record import dump_text, object_end, parse_exact
 from llmfilter.typos import did_you_mean
 
@@ -168,6 +168,18 @@ class Prompt:
         for at, name in self._values:
             parts[at] = _json_at(name, record, raw)
         return b"".join(parts)
+
+    def bodies(self, records: Sequence[dict[str, Any] | RowError], raws: Sequence[bytes]) -> list[bytes | RowError]:
+        """Return the request for each record, or what is wrong with it; what was wrong before stays so."""
+        try:
+            if {*map(type, records)} == {dict}:
+                return list(map(self.body, records, raws))  # type: ignore[arg-type]
+        except RowError:
+            pass
+        return [
+            record if isinstance(record, RowError) else attempt(self.body, record, raw)
+            for record, raw in zip(records, raws, strict=True)
+        ]
 
     def extend(self, body: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
         """Return `body` with more messages, (role, content) each, at the end of its list."""

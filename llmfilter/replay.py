@@ -4,20 +4,21 @@ Nearly every replay is plain: no check but that it is an object, and no key that
 That is done here in one piece; the calls of those who know each step take longer than the steps.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
-from zlib import crc32
+from zlib import adler32
 
 from orjson import loads
 
 from llmfilter.answer import Answer, Checks
-from llmfilter.completion import CRC_OF_WHOLE, HEADER, VERSION, parse_content, stored_body
+from llmfilter.completion import HEADER, SUM_BYTES, VERSION, parse_content
 from llmfilter.errors import RowError
 from llmfilter.record import splice
 from llmfilter.stats import Stats
 
 Parsed = tuple[int, bytes, dict[str, Any]]  # what a Row is made of: most rows need none, the cache has their answer
+Outcome = bytes | RowError | None  # a row's line; what today's checks say of its stored answer; nothing sound is stored
 _unpack_header = HEADER.unpack_from
 
 
@@ -35,21 +36,19 @@ class Replay:
         self._is_plain = checks.takes_any and checks.response is None
         self._stats = stats
 
-    def outcomes(
-        self, rows: Iterable[Parsed], keys: Iterable[bytes], found: Iterable[bytes | None]
-    ) -> Iterator[bytes | RowError | None]:
-        """Yield for each row its line; or what today's checks say against what is stored; or None.
-
-        None is for a row of which nothing sound is stored.
-        """
-        is_plain, stats, header_bytes = self._is_plain, self._stats, HEADER.size
-        for (number, raw, record), key, stored in zip(rows, keys, found, strict=True):
-            if stored is None or crc32(stored, crc32(key)) != CRC_OF_WHOLE:
-                yield None
+    def outcomes(self, rows: Iterable[Parsed], keys: Iterable[bytes], found: Iterable[bytes | None]) -> list[Outcome]:
+        """Return what becomes of the first rows by what was found: of all that something, or nothing, was found for."""
+        is_plain, header_bytes = self._is_plain, HEADER.size
+        outcomes: list[Outcome] = []
+        line: Outcome
+        cached = prompt = completion = 0
+        for (number, raw, record), key, stored in zip(rows, keys, found, strict=False):
+            if stored is None or len(stored) < header_bytes:
+                outcomes.append(None)
                 continue
-            version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
-            if version != VERSION:
-                yield None
+            sum_, version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
+            if sum_ != adler32(stored[SUM_BYTES:], adler32(key)) or version != VERSION:
+                outcomes.append(None)
                 continue
             if (
                 is_plain
@@ -57,18 +56,20 @@ class Replay:
                 and record
                 and record.keys().isdisjoint(_parse_keys(stored[header_bytes:keys_end]))
             ):
-                line = b"%b,%b\n" % (raw[:-1], loads(stored[start:end]).encode()[1:])
+                line = b"".join((raw[:-1], b",", loads(stored[start:end]).encode()[1:], b"\n"))
             else:
                 try:
                     answer = self._checks.parse(parse_content(stored, keys_end, start, end))
-                    line = self.join(number, raw, record, answer, stored_body(stored, keys_end))
+                    line = self.join(number, raw, record, answer, stored[keys_end:])
                 except RowError as fault:
-                    yield fault
+                    outcomes.append(fault)
                     continue
-            stats.cached += 1
-            stats.saved_prompt += prompt_tokens
-            stats.saved_completion += completion_tokens
-            yield line
+            outcomes.append(line)
+            cached += 1
+            prompt += prompt_tokens
+            completion += completion_tokens
+        self._stats.count_replays(cached, prompt, completion)
+        return outcomes
 
     def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
         """Return the line of a row whose answer came in this response's body."""

@@ -12,13 +12,13 @@ import re
 import select
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from llmfilter.batches import start_thread
-from llmfilter.errors import RowError
+from llmfilter.errors import RowError, attempt
 from llmfilter.record import parse_json
 
 BLOCK_BYTES = 1 << 18  # one read
@@ -210,8 +210,19 @@ class Row(NamedTuple):
     record: dict[str, Any]
 
 
+def parse_records(lines: Sequence[bytes]) -> list[dict[str, Any] | RowError]:
+    """Return for each line its record, or what is wrong with it."""
+    try:
+        records: list[dict[str, Any] | RowError] = list(map(orjson.loads, lines))  # refuses an Overlong
+        if {*map(type, records)} == {dict}:
+            return records
+    except orjson.JSONDecodeError:
+        pass
+    return [attempt(parse_record, line) for line in lines]
+
+
 def parse_record(line: bytes) -> dict[str, Any]:
-    """A line → its record; raises RowError(`input`) where it is not one JSON object."""
+    """Return the record in a line; raise RowError(`input`) where it is not one JSON object."""
     if isinstance(line, Overlong):  # its beginning may well be JSON
         raise RowError("input", f"the line is longer than {LINE_BYTES_MAX >> 20} MiB; its beginning is shown")
     try:

@@ -67,9 +67,9 @@ class Stats:
         if self.first_replaced is None:
             self.first_replaced = (line, next(key for key in record if key in answer_keys))
 
-    def count_replay(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """A row was answered without a request of its own."""
-        self.cached += 1
+    def count_replays(self, rows: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Note rows that were answered without a request of their own."""
+        self.cached += rows
         self.saved_prompt += prompt_tokens
         self.saved_completion += completion_tokens
 

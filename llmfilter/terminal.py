@@ -20,10 +20,16 @@ _NARROW_LEAST = 20
 
 
 class Terminal:
-    """A terminal by its descriptor; has_bars: whether a plain line may find a bar in its place."""
+    """A terminal by its descriptor.
 
-    def __init__(self, fd: int) -> None:
+    is_stderr: whether error lines go there too; is_painted: whether it may be shown colours; has_bars:
+    whether a plain line may find a bar in its place.
+    """
+
+    def __init__(self, fd: int, is_stderr: bool, is_painted: bool) -> None:
         self._fd = fd
+        self.is_stderr = is_stderr
+        self.is_painted = is_painted
         self._claim: socket.socket | None = None
         self.has_bars = False
 
@@ -84,17 +90,17 @@ class Terminal:
             self._claim = None
 
 
-def find_terminal(stderr: int) -> Terminal | None:
+def find_terminal(stderr: int, is_painted: bool) -> Terminal | None:
     """Return the terminal that stderr is, else the one that controls the program; None where there is none.
 
     What was started by nohup is not to be seen on the latter.
     """
     if os.isatty(stderr):
-        return Terminal(stderr)
+        return Terminal(stderr, True, is_painted)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return None
     try:
-        return Terminal(os.open("/dev/tty", os.O_WRONLY | os.O_NOCTTY))
+        return Terminal(os.open("/dev/tty", os.O_WRONLY | os.O_NOCTTY), False, is_painted)
     except OSError:
         return None
 

@@ -263,7 +263,7 @@ def test_the_body_and_the_key_of_a_request_never_change() -> None:
     )
     for head in (b"", prompt.head):
         keys = Keys("https://api.openai.com/v1/chat/completions", ["X-Team: $TEAM"], head)
-        assert keys.of(body).hex() == "ac91aee997ade4da4f280d75f040bdddd715e1441f354d94708a566f49bc269a"
+        assert keys.of([body])[0].hex() == "ac91aee997ade4da4f280d75f040bdddd715e1441f354d94708a566f49bc269a"
 
 
 def test_fields_of_the_request_come_from_the_record(program: Programs, server: Server) -> None:
@@ -327,7 +327,7 @@ def test_a_misspelt_field_is_suggested(program: Programs, server: Server) -> Non
 
 def test_what_the_key_of_a_request_depends_on() -> None:
     keys = {
-        Keys(url, headers).of(body)
+        Keys(url, headers).of([body])[0]
         for url in ("http://a/v1", "http://a/v2")
         for headers in ([], ["X: 1"], ["X: 1", "Y: 2"], ["X: 1Y: 2"])
         for body in (b"{}", b"[]")

@@ -64,7 +64,7 @@ class Chat:
         sender.attempts += 1
         self.at_server += 1
         try:
-            completion = self._completion(await self._wire.post(body))
+            completion = self._completion(await self._wire.exchange(body))
         except (RowError, RunError) as fault:
             self._learn(self.clean(fault), ticket)
             raise fault from None
@@ -83,7 +83,7 @@ class Chat:
     async def models(self) -> list[str]:
         """Return the names of the server's models; raise RowError or RunError."""
         try:
-            document = parse_json(self._body(await self._wire.get_models()))
+            document = parse_json(self._body(await self._wire.exchange(None)))
             return [model["id"] for model in document["data"]]
         except (RowError, RunError) as fault:
             raise self.clean(fault) from None

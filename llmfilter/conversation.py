@@ -44,10 +44,11 @@ class Conversation:
         self._in_flight = in_flight
         self._breaker = breaker
         self._budget = budget
+        self._send = self._send_within if budget else chat.send
 
     async def hold(self, request: Request) -> tuple[Completion, Answer]:
         """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
-        body, reasks_left, failures, patience = request.body, self._job.reasks, 0, Patience()
+        body, reasks_left, failures, patience = request.body, self._job.reasks, 0, None
         if request.unusable and reasks_left:
             body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
         while True:
@@ -58,6 +59,7 @@ class Conversation:
             except Retryable as fault:
                 self._breaker.hear(fault)
                 if fault.is_refusal:
+                    patience = patience or Patience()
                     is_over = patience.is_over(asyncio.get_running_loop().time(), self._chat.answers)
                     wait_s = faults.wait_s(fault.after_s, patience.refusals, random.random())
                 else:
@@ -73,11 +75,10 @@ class Conversation:
                 continue
             await self._back_off(request, wait_s)
 
-    async def _send(self, body: bytes, request: Request) -> Completion:
-        """Send a request once, when the budget has room for it; raise as `Chat.send` does."""
+    async def _send_within(self, body: bytes, request: Request) -> Completion:
+        """Send a request as `Chat.send` does, when the budget has room for it."""
         budget = self._budget
-        if budget is None:
-            return await self._chat.send(body, request)
+        assert budget is not None
         await budget.take(self._chat.draining.is_set)
         try:
             completion = await self._chat.send(body, request)

@@ -21,13 +21,15 @@ _ROW_BYTES = 1000  # of memory, beyond a row's own bytes
 class Request:
     """One request and the rows that wait for its outcome, in the order of their lines.
 
-    unusable: what is wrong with the answer that the cache has; attempts: how often it was sent so
-    far, re-asking included; is_shared: its first row is printed, the others follow.
+    size: of the memory that it holds without a slot; unusable: what is wrong with the answer that the
+    cache has; attempts: how often it was sent so far, re-asking included; is_shared: its first row is
+    printed, the others follow.
     """
 
     key: bytes
     body: bytes
     rows: deque[Row]
+    size: int
     unusable: RowError | None = None
     attempts: int = 0
     is_shared: bool = False
@@ -78,13 +80,13 @@ class InFlight:
 
     def add(self, row: Row, key: bytes, body: bytes, unusable: RowError | None) -> None:
         """Start a new request, or queue it for a slot."""
-        request = self._requests[key] = Request(key, body, deque([row]), unusable)
+        request = self._requests[key] = Request(key, body, deque([row]), _size(row) + len(body), unusable)
         if self._slots_free:
             self._slots_free -= 1
             self._start(request)
         else:
             self._queue.append(request)
-            self.waiting_bytes += _size(row) + len(body)
+            self.waiting_bytes += request.size
 
     def free_slot(self) -> None:
         """Take a slot back, for another request; who has lent one comes first."""
@@ -94,7 +96,7 @@ class InFlight:
                 return returning.set_result(None)
         if self._queue:
             request = self._queue.popleft()
-            self.waiting_bytes -= _size(request.rows[0]) + len(request.body)
+            self.waiting_bytes -= request.size
             self._start(request)
         else:
             self._slots_free += 1
@@ -107,13 +109,12 @@ class InFlight:
         if self._slots_free:
             self._slots_free -= 1
             return
-        size = _size(request.rows[0]) + len(request.body)
-        self.waiting_bytes += size
+        self.waiting_bytes += request.size
         try:
             self._returning.append(asyncio.get_running_loop().create_future())
             await self._returning[-1]
         finally:
-            self.waiting_bytes -= size
+            self.waiting_bytes -= request.size
 
     def take_row(self, request: Request) -> Row:
         """Take the first row off a request, to be printed."""

@@ -95,16 +95,22 @@ class Change:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._waiting = 0  # who is told; mostly nobody, and then it costs nothing
 
     def notify(self) -> None:
         """Let all who wait look again."""
-        self._event.set()
-        self._event.clear()
+        if self._waiting:
+            self._event.set()
+            self._event.clear()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Return as soon as it holds."""
-        while not holds():
-            await self._event.wait()
+        self._waiting += 1
+        try:
+            while not holds():
+                await self._event.wait()
+        finally:
+            self._waiting -= 1
 
 
 class Output:

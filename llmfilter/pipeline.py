@@ -210,9 +210,11 @@ class Pipeline:
             outcomes = list(map(job.preview.line, keys, bodies, outcomes))
         printed = {row[0]: outcome for row, outcome in zip(rows, outcomes, strict=False) if type(outcome) is bytes}
         if len(printed) < len(outcomes):
-            for row, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=False):
-                if not isinstance(outcome, bytes) and not in_flight.join(Row(*row), key):
-                    in_flight.add(Row(*row), key, body, outcome)
+            for parsed, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=False):
+                if not isinstance(outcome, bytes):
+                    row = Row(*parsed)
+                    if not in_flight.join(row, key):
+                        in_flight.add(row, key, body, outcome)
         if printed:
             self.output.answers(printed)
             self._say_replaced()

@@ -82,16 +82,9 @@ class Wire:
                 if self._fresh:
                     await self._fresh.close()
 
-    async def post(self, body: bytes) -> Reply:
+    async def exchange(self, body: bytes | None) -> Reply:
         """Send a chat request and return the reply; raise Retryable (`network`, `timeout`, `server`),
-        RowError (`server`: too large) or RunError."""
-        return await self._exchange(body)
-
-    async def get_models(self) -> Reply:
-        """Ask for the list of models; raise as `post` does."""
-        return await self._exchange(None)
-
-    async def _exchange(self, body: bytes | None) -> Reply:
+        RowError (`server`: too large) or RunError. Without a body ask for the list of models."""
         task = asyncio.current_task()
         assert task is not None  # a coroutine runs in a task
         self._deadlines.start(task)

@@ -171,7 +171,8 @@ def duration(seconds: float) -> str:
 
 def short(number: int) -> str:
     """Return like 950, 12.3k or 4.56M."""
-    for limit, unit, name in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+    # Each unit begins where three digits of the one below would be rounded to a thousand.
+    for limit, unit, name in ((999.5e9, 1e12, "T"), (999.5e6, 1e9, "G"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k")):
         if number >= limit:
             return f"{number / unit:.3g}{name}"
     return str(number)

@@ -1,13 +1,17 @@
 """rows: bytes → lines → records."""
 
+import asyncio
+import os
+import threading
 from collections.abc import Iterable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from server import PATIENCE_S
 
 from llmfilter.errors import RowError
-from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Splitter, parse_record
+from llmfilter.rows import BOM, LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Rows, Splitter, parse_record
 
 MIB = b"x" * (1 << 20)
 
@@ -62,6 +66,61 @@ def test_a_line_of_just_the_greatest_length_is_whole() -> None:
     assert not isinstance(line, Overlong)
     (line,) = split([*chunks, b"x\n"])
     assert isinstance(line, Overlong)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([b"\n", b"a", b"bc\n", BOM, b" " * 99]), max_size=20))
+def test_a_descriptors_lines_are_all_handed_out_and_counted(chunks: list[bytes]) -> None:
+    async def main() -> None:
+        reading, writing = os.pipe()
+        rows, lines, before = Rows(reading), list[bytes](), 0
+        try:
+            for chunk in chunks:
+                os.write(writing, chunk)
+                await asyncio.sleep(0)  # the thread that reads may come in between
+            os.close(writing)
+            async for block in rows:
+                assert rows.bytes_until(len(lines)) == before
+                lines += block
+                assert rows.lines_read == len(lines)
+                before = rows.bytes_read
+                assert rows.bytes_until(len(lines)) == before
+        finally:
+            os.close(reading)
+        data = b"".join(chunks)
+        wanted = lines_of(data)
+        assert lines == [line.removeprefix(BOM) for line in wanted[:1]] + wanted[1:]
+        assert (rows.bytes_read, rows.ended) == (len(data), True)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_once_stopped_nothing_more_is_handed_out_whether_there_is_more_or_not(is_waiting: bool) -> None:
+    async def main() -> None:
+        reading, writing = os.pipe()
+        before = threading.enumerate()
+        rows = Rows(reading)
+        (reader,) = set(threading.enumerate()) - set(before)
+        os.write(writing, b"a\n")
+        async with asyncio.timeout(PATIENCE_S):
+            assert await anext(rows) == [b"a"]
+            if is_waiting:
+                asyncio.get_running_loop().call_soon(rows.stop)
+            else:
+                os.write(writing, b"b\n")
+                os.close(writing)
+                await asyncio.to_thread(reader.join)  # then all of it is here
+                rows.stop()
+            with pytest.raises(StopAsyncIteration):
+                await anext(rows)
+        assert not rows.ended
+        if is_waiting:
+            os.close(writing)
+            reader.join()
+        os.close(reading)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

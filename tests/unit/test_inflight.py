@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmfilter.inflight import InFlight, Request
+from llmfilter.inflight import QUEUED_MOST, InFlight, Request
 from llmfilter.rows import Row
 
 JOBS = 2
@@ -20,17 +20,26 @@ class Model:
     """
 
     def __init__(self) -> None:
-        self.in_flight = InFlight(JOBS)
+        self.in_flight = InFlight(JOBS, self.start, self.make_room)
         self.lines = 0
         self.unprinted: dict[int, bytes] = {}  # line → key
-        self.queued: list[bytes] = []  # by their keys: it hands them out with a slot
+        self.queued: list[bytes] = []  # by their keys: it starts them when they have a slot
         self.slotted: list[Request] = []
         self.lent: list[Request] = []
         self.asking: list[tuple[Request, asyncio.Task[None]]] = []
         self.printing: list[Request] = []
+        self.is_told_of_room = False
+
+    def start(self, request: Request) -> None:
+        assert request.key == self.queued.pop(0)
+        self.slotted.append(request)
+
+    def make_room(self) -> None:
+        assert self.in_flight.queued == len(self.queued) < QUEUED_MOST
+        self.is_told_of_room = True
 
     def come(self, at: int) -> None:
-        """A row comes, and joins an equal one or is queued."""
+        """A row comes, and joins an equal one, or is started or queued."""
         self.lines += 1
         key = b"%d" % (at % KEYS)
         row = Row(self.lines, b"x" * at, {})
@@ -38,22 +47,20 @@ class Model:
         assert is_joined == (key in self.unprinted.values())
         self.unprinted[self.lines] = key
         if not is_joined:
-            self.in_flight.add(row, key, b"body" * at, None)
             self.queued.append(key)
+            self.in_flight.add(row, key, b"body" * at, None)
 
-    def fill(self, at: int) -> None:
-        """A slot is given to the first in the queue, if there is such a pair."""
-        request = self.in_flight.next()
-        assert (request is not None) == (bool(self.queued) and len(self.slotted) < JOBS)
-        if request:
-            assert request.key == self.queued.pop(0)
-            self.slotted.append(request)
+    def free_slot(self) -> None:
+        """It goes to who has lent one, else to the first in the queue, which then has room."""
+        self.is_told_of_room = False
+        self.in_flight.free_slot()
+        assert self.is_told_of_room == (not self.asking)
 
     def lend(self, at: int) -> None:
         """A request backs off, and lets others have its slot."""
         if self.slotted:
             self.lent.append(self.slotted.pop(at % len(self.slotted)))
-            self.in_flight.free_slot()
+            self.free_slot()
 
     def ask(self, at: int) -> None:
         """It wants its slot back."""
@@ -65,7 +72,7 @@ class Model:
         """A request has its outcome, and frees its slot."""
         if self.slotted:
             self.printing.append(self.slotted.pop(at % len(self.slotted)))
-            self.in_flight.free_slot()
+            self.free_slot()
 
     def print(self, at: int) -> None:
         """There is room for a line; behind its last one a request is forgotten."""
@@ -88,6 +95,7 @@ class Model:
 
     def check(self) -> None:
         assert len(self.slotted) <= JOBS
+        assert not self.queued or len(self.slotted) == JOBS
         assert not self.asking or (len(self.slotted) == JOBS and not any(task.done() for _, task in self.asking))
         assert self.in_flight.queued == len(self.queued)
         keys = set(self.unprinted.values())
@@ -99,7 +107,7 @@ class Model:
 
     async def finish(self) -> None:
         while self.unprinted:
-            for what in ("fill", "ask", "answer", "print"):
+            for what in ("ask", "answer", "print"):
                 await self.step(what, 0)
 
     def stop(self) -> None:
@@ -112,19 +120,21 @@ class Model:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["come", "come", "fill", "fill", "lend", "ask", "answer", "print"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["come", "come", "lend", "ask", "answer", "print"]), st.integers(0, 9)),
     min_size=30,  # fewer hardly ever leave a request without its slot
     max_size=60,
 )
 
 
-PAIR = ["come", "come", "fill", "fill"]
-TWO_ASK_FOR_THEIR_SLOTS = [*PAIR, "lend", "lend", *PAIR, "ask", "ask", "answer", "answer"]
+TWO_ASK_FOR_THEIR_SLOTS = [
+    *[("come", 0), ("come", 1), ("lend", 0), ("lend", 0)],
+    *[("come", 2), ("come", 3), ("ask", 0), ("ask", 0), ("answer", 0), ("answer", 0)],
+]
 
 
 @settings(deadline=None)
 @given(steps)
-@example([(what, at) for at, what in enumerate(TWO_ASK_FOR_THEIR_SLOTS)])
+@example(TWO_ASK_FOR_THEIR_SLOTS)
 def test_in_whatever_order_all_get_slots_and_nothing_is_left(steps: Sequence[tuple[str, int]]) -> None:
     async def main() -> None:
         model = Model()
@@ -134,8 +144,7 @@ def test_in_whatever_order_all_get_slots_and_nothing_is_left(steps: Sequence[tup
         assert (model.in_flight.waiting_bytes, model.in_flight.count) == (0, 0)
         for at in range(JOBS + 1):  # no slot was lost or won
             await model.step("come", at)
-        for _ in range(JOBS + 1):
-            await model.step("fill", 0)
+        assert (len(model.slotted), len(model.queued)) == (JOBS, 1)
 
     asyncio.run(main())
 
@@ -158,3 +167,18 @@ def test_whenever_it_stops_the_first_line_without_an_outcome_is_known(
         assert (model.in_flight.count, model.in_flight.queued) == (0, 0)
 
     asyncio.run(main())
+
+
+def test_of_a_full_queue_the_first_starts_and_room_is_told_of_once_there_is_some() -> None:
+    started, queued_at_notice = list[bytes](), list[int]()
+    in_flight = InFlight(
+        JOBS, lambda request: started.append(request.key), lambda: queued_at_notice.append(in_flight.queued)
+    )
+    keys = [b"%d" % number for number in range(JOBS + QUEUED_MOST + 2)]
+    for number, key in enumerate(keys, start=1):
+        in_flight.add(Row(number, b"{}", {}), key, b"{}", None)
+    assert (started, in_flight.queued) == (keys[:JOBS], QUEUED_MOST + 2)
+    for count in range(1, len(keys) + 1):
+        in_flight.free_slot()
+        assert started == keys[: JOBS + count]
+    assert queued_at_notice == [*range(QUEUED_MOST - 1, -1, -1), *[0] * JOBS]

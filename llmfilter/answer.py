@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from llmfilter.errors import RowError, printable
+from llmfilter.errors import RowError
 from llmfilter.record import drop_repeated, dump_text, join, members, object_end, one_line, parse_json, splice
+from llmfilter.typos import did_you_mean
 
 if TYPE_CHECKING:
     from llmfilter.schema import Schema
 
 _THINK, _THINK_END = "<think>", "</think>"
 _FAULTS_MOST = 5
-_KEYS_MOST = 100  # of an answer, that are compared with one that is missing
 _STEPS_MOST = 10_000_000  # characters read in search of an object: keeps hostile text from costing n²
 
 
@@ -82,19 +82,12 @@ class Checks:
         return splice(*answer, member, keys)[:-1], {**answer[1], **keys}
 
     def _check(self, value: dict[str, Any], content: str) -> None:
-        faults = [_missing(name, value) for name in self._fields if name not in value]
+        missing = [name for name in self._fields if name not in value]
+        faults = [f"the key {name!r} is missing{did_you_mean(name, value, '{!r}')}" for name in missing]
         if self._schema:
             faults += self._schema.faults(value)
         if faults:
             raise RowError("invalid", "; ".join(faults[:_FAULTS_MOST]), raw=content)
-
-
-def _missing(name: str, value: Mapping[str, Any]) -> str:
-    from difflib import get_close_matches  # only where a key is missing
-
-    close = get_close_matches(name, list(value)[:_KEYS_MOST], 1)
-    hint = f"; did you mean {printable(close[0])!r}?" if close else ""
-    return f"the key {name!r} is missing{hint}"
 
 
 def _under(key: str, text: bytes) -> Answer:

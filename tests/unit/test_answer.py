@@ -320,7 +320,7 @@ def test_each_key_of_an_answer_comes_once(pairs: list[tuple[str, str]]) -> None:
         ("lable", '{"label":1,"b":2}', "; did you mean 'label'?"),
         ("z", '{"label":1}', ""),
         ("label", "{}", ""),
-        ("abcd", '{"abc\\ud800\\u001b":1}', "; did you mean 'abc\ufffd'?"),
+        ("abcd", '{"abc\\ud800\\u001b":1}', r"; did you mean 'abc\ud800\x1b'?"),
     ],
 )
 def test_a_key_that_was_meant_is_named(name: str, content: str, hint: str) -> None:

@@ -24,7 +24,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
         def select(timeout: float | None) -> Any:
             self._now += timeout or 0.0
-            return really_select(0)
+            events = really_select(0)
+            assert events or timeout is not None, "all wait, and no timer will ever wake one"
+            return events
 
         self._selector.select = select  # type: ignore[attr-defined]
 

@@ -45,9 +45,10 @@ def test_lines_come_out_as_soon_as_they_end() -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
-def test_a_line_that_is_too_long_keeps_its_beginning_only(end: bytes) -> None:
-    chunks = [b"ab\n", b'{"a":', *[MIB] * 65, b"z" + end]
-    lines = split(chunks)
+@pytest.mark.parametrize("size", [1 << 10, 1 << 20, LINE_BYTES_MAX])
+def test_a_line_that_is_too_long_keeps_its_beginning_only(size: int, end: bytes) -> None:
+    data = b'ab\n{"a":' + b"x" * LINE_BYTES_MAX + end
+    lines = split(data[start : start + size] for start in range(0, len(data), size))
     assert lines == [b"ab", (b'{"a":' + MIB)[:SHOWN_BYTES]]
     assert isinstance(lines[1], Overlong)
     assert not isinstance(lines[0], Overlong)
@@ -160,6 +161,7 @@ def test_a_json_object_is_a_record(line: bytes, record: object) -> None:
         (b"null", ["null"]),
         (Overlong(b'{"a": "xxx'), ["longer than 64 MiB"]),
         (Overlong(b'{"a": 1}' + b" " * 1000), ["longer than 64 MiB"]),
+        (Overlong(b"   "), ["longer than 64 MiB"]),
     ],
     ids=lambda value: ascii(value)[:30],
 )

@@ -1,54 +1,20 @@
 """stdin, stdout and stderr of every kind, in every state that a shell can hand them over in."""
 
-import itertools
 import os
 import pty
 import socket
 import sys
-from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from program import ASK, Programs, rows
 from server import PATIENCE_S, Request, Response, Server, completion
 
-from llmfilter.errors import RowError
-from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Splitter, parse_record
+from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES
 
 ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
 
 
 # Lines.
-
-
-pieces = st.lists(st.sampled_from([b"\n", b"\n\n", b"\r\n", b"a", b"bc", b" ", b"\x00"]) | st.binary()).map(b"".join)
-
-
-def split(data: bytes, ends: Iterable[int]) -> list[bytes]:
-    splitter = Splitter()
-    chunks = [data[start:end] for start, end in itertools.pairwise([0, *ends, len(data)])]
-    return [*[line for chunk in chunks for line in splitter.feed(chunk)], *splitter.flush()]
-
-
-@given(pieces, st.lists(st.integers(0, 20)))
-def test_lines_do_not_depend_on_how_the_bytes_arrive(data: bytes, sizes: list[int]) -> None:
-    lines = data.split(b"\n")
-    assert split(data, itertools.accumulate(sizes)) == (lines if lines[-1] else lines[:-1])
-
-
-@pytest.mark.parametrize("size", [1 << 10, 1 << 20, LINE_BYTES_MAX])
-def test_of_an_overlong_line_only_the_beginning_is_kept(size: int) -> None:
-    data = b"a\nb" + b"c" * LINE_BYTES_MAX + b"\nd"
-    lines = split(data, range(size, len(data), size))
-    assert lines == [b"a", b"b" + b"c" * (SHOWN_BYTES - 1), b"d"]
-    assert isinstance(lines[1], Overlong)
-
-
-@pytest.mark.parametrize("beginning", [b'{"id":7}', b"   ", b'{"id":"x'])
-def test_of_an_overlong_line_nothing_is_asked_whatever_its_beginning(beginning: bytes) -> None:
-    with pytest.raises(RowError, match="64 MiB"):
-        parse_record(Overlong(beginning))
 
 
 def test_an_overlong_line_is_one_error_line_whatever_its_beginning(program: Programs) -> None:

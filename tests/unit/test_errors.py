@@ -1,11 +1,12 @@
-"""errors: foreign text may be anything, what is shown of it may not."""
+"""errors: foreign text may be anything, what is shown of it may not; an attempt hides one kind of error only."""
 
 import unicodedata
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmfilter.errors import describe_bug, printable
+from llmfilter.errors import RowError, attempt, describe_bug, printable
 
 # As a list: of one alphabet the odd ones would be rare.
 odd = st.sampled_from("\x1b\r\n\t\x7f\x85\x9b\u2028\u2029\ud800\udfff ")
@@ -42,3 +43,16 @@ def test_a_bug_is_described_in_one_line_that_names_the_place() -> None:
     assert "please report it" in said and "LookupError: two lines in fail, line " in said
     assert said.endswith("test_errors.py")
     assert "RuntimeError: it" in describe_bug(RuntimeError("it"))  # never raised: without a place
+
+
+def test_an_attempt_gives_what_comes_out_or_the_row_s_error_and_hides_nothing_else() -> None:
+    def divide(dividend: int, *, by: int) -> int:
+        if by < 0:
+            raise fault
+        return dividend // by
+
+    fault = RowError("input", "negative")
+    assert attempt(divide, 6, by=2) == 3
+    assert attempt(divide, 6, by=-1) is fault
+    with pytest.raises(ZeroDivisionError):
+        attempt(divide, 6, by=0)

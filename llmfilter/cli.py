@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from llmfilter.errors import OUT_OF_MEMORY, UsageError, describe_bug
-from llmfilter.options import make_parser
+from llmfilter.options import parse
 
 if TYPE_CHECKING:
     from llmfilter.pipeline import Pipeline
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet
     try:
         check_streams()
-        args = make_parser().parse_args(argv)
+        args = parse(argv)
         check_files(args.jobs)
         status = start(args)
     except UsageError as error:
@@ -170,7 +170,8 @@ def ending(pipeline: "Pipeline") -> list[str]:
     if stats.unstored:
         lost = counted(stats.unstored, "answer")
         lines.append(f"{lost} could not be stored in the cache: they will be paid for again")
-    lines += pipeline.report()
+    if not pipeline.output.failure:  # else it did not all come out
+        lines += pipeline.report()
     return lines
 
 
@@ -246,10 +247,8 @@ def describe_stop(pipeline: "Pipeline") -> str:
     done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"
     if line is None:
         return f"{reason}; every row has its line: {done}"
-    return (
-        f"{reason}; stopped at line {line}, the first that is left ({done}): "
-        "the same command on the same input goes on from there"
-    )
+    way_on = ": the same command on the same input goes on from there" if pipeline.resumes else ""
+    return f"{reason}; stopped at line {line}, the first that is left ({done}){way_on}"
 
 
 def die_of(number: int) -> NoReturn:

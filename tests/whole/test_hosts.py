@@ -35,9 +35,9 @@ import llmfilter
 JOBS = 32  # requests in flight, unless -j says otherwise
 LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin"  # as sshd gives it
 SFTP = which("sftp-server", path="/usr/lib/openssh:/usr/libexec:/usr/libexec/openssh")
-ON_HOST = "ssh gpu1 llmfilter "
+ON_HOST = "scp -q prompt.md gpu1: && ssh gpu1 .local/bin/llmfilter "
 HERE = "llmfilter -u http://localhost:8000/v1 -p prompt.md < data.jsonl > out.jsonl"  # the same URL, so the same keys
-MERGE = "mkdir -p -m 700 "
+MERGE = "mkdir -p -m 700 ~/.cache/llmfilter "
 
 SBATCH = """\
 array=${1#--array=1-} job=${2#--wrap=}
@@ -184,7 +184,7 @@ def test_a_connection_that_dies_costs_nothing_when_the_command_is_given_again(
 
 
 @needs_sshd
-@runs("ssh gpu1 '. ~/.profile; ")
+@runs("scp -q prompt.md gpu1: && ssh gpu1 '. ~/.profile; ")
 def test_the_key_on_another_host_stays_there(line: str, shell: Shell, hosts: Hosts, server: Server) -> None:
     key = "sk-of-the-other-host"
     server.answer = lambda request: completion({"key": request.headers["authorization"], "m": request.json["model"]})
@@ -212,7 +212,7 @@ def test_a_model_on_another_host_is_asked_from_here(line: str, shell: Shell, hos
 
 @needs_sshd
 @needs_parallel
-@runs("parallel scp ")
+@runs("parallel scp -q prompt.md {}: ::: gpu1 gpu2 && ")
 def test_parallel_shares_the_work_among_hosts(line: str, shell: Shell, hosts: Hosts, server: Server) -> None:
     count = 400
     shell.write("data.jsonl", fat_rows(count))

@@ -158,7 +158,7 @@ def test_what_was_stopped_says_how_far_it_came_and_not_that_it_goes_on(program: 
     run.wait()
     assert run.finish().status == -signal.SIGINT
     # What was read here may not be known there yet as written, and then that is waited for.
-    ended, counts = [line for line in run.said if "waiting for the reader" not in line]
+    ended, counts, *_ = [line for line in run.said if "waiting for the reader" not in line]
     assert ended.endswith("SIGINT; stopped at line 3, the first that is left (0 rows answered, 0 failed)")
     assert counts.startswith("llmfilter: as far as it came: 0 answered by the cache, 0 failed, 2 requests ")
 

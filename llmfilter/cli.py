@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from llmfilter.errors import OUT_OF_MEMORY, UsageError, describe_bug
+from llmfilter.figures import counted
 from llmfilter.options import parse
 
 if TYPE_CHECKING:
@@ -163,8 +164,6 @@ def bytes_left(fd: int) -> int | None:
 
 def ending(pipeline: "Pipeline") -> list[str]:
     """Return what there is to say at the end, beside the summary."""
-    from llmfilter.progress import counted
-
     stats, stopped = pipeline.stats, pipeline.stopped
     lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
     if stats.unstored:
@@ -185,8 +184,6 @@ def catch_signals(
     import asyncio
 
     from llmfilter.pipeline import Stop
-    from llmfilter.progress import counted
-
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
 
@@ -240,8 +237,6 @@ def is_writable(fd: int) -> bool:
 
 def describe_stop(pipeline: "Pipeline") -> str:
     """Return how far a run came that ended early, and how to go on."""
-    from llmfilter.progress import counted
-
     stats, line = pipeline.stats, pipeline.snapshot().first_unfinished
     reason = pipeline.stopped.reason if pipeline.stopped else None
     done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"

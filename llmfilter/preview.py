@@ -8,7 +8,7 @@ import orjson
 
 from llmfilter.cache import Seen
 from llmfilter.errors import RowError
-from llmfilter.progress import counted, short
+from llmfilter.figures import counted, short
 from llmfilter.record import parse_json
 from llmfilter.stats import Stats
 

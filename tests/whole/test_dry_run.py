@@ -103,7 +103,7 @@ def test_odd_requests_have_a_size_too(body: bytes, about: tuple[int, int]) -> No
     [
         ("1070", "it covers all prompts, and leaves about 535 tokens for the answers"),
         ("535", "the prompts alone use it up after about 5 requests, with the answers sooner"),
-        ("215", "the prompts alone use it up after about 3 requests, with the answers sooner"),
+        ("214", "the prompts alone use it up after about 2 requests, with the answers sooner"),
         ("1", "the prompts alone use it up after about 1 request, with the answers sooner"),
     ],
 )

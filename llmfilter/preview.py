@@ -13,7 +13,7 @@ from llmfilter.record import parse_json
 from llmfilter.stats import Stats
 
 _LINE = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
-# Of text in UTF-8, in whatever language: beside the tokenizers of GPT-4, Qwen, DeepSeek and Mistral, on prose in 13
+# Of text in UTF-8, in whatever language: beside the tokenizers of GPT-4, Qwen, DeepSeek and Mistral, on prose in 12
 # languages, code and JSON, this says half to twice as many tokens, and mostly within a quarter.
 _TOKEN_BYTES = 4
 # "How to count tokens", in OpenAI's cookbook.

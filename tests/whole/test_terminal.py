@@ -539,7 +539,7 @@ def test_stats_say_what_tells_the_server_s_limits(program: Programs, server: Ser
     server.answer = lambda request: (
         error(429, "slow down", {"Retry-After": "0"}) if len(server.requests) == 1 else echo(request)
     )
-    program.run(*ASK, "--stats", "stats.json", input=rows(range(3)))
+    program.run(*ASK, "-j", "2", "--stats", "stats.json", input=rows(range(3)))
     stats = read_stats(program)
     assert (stats["refusals"], stats["limit"]) == (1, "1 at a time")
     assert 0 < stats["answer_seconds"]["median"] <= stats["answer_seconds"]["p95"] < 30

@@ -542,5 +542,5 @@ def test_stats_say_what_tells_the_server_s_limits(program: Programs, server: Ser
     program.run(*ASK, "-j", "2", "--stats", "stats.json", input=rows(range(3)))
     stats = read_stats(program)
     assert (stats["refusals"], stats["limit"]) == (1, "1 at a time")
-    assert 0 < stats["answer_seconds"]["median"] <= stats["answer_seconds"]["p95"] < 30
+    assert 0 <= stats["answer_seconds"]["median"] <= stats["answer_seconds"]["p95"] < 30
     assert stats["tokens_per_second"]["completion"] > 0

@@ -32,7 +32,7 @@ def send(breaker: Breaker, stats: Stats) -> None:
 
 
 def replay(breaker: Breaker, stats: Stats) -> None:
-    stats.count_replay(1, 1)
+    stats.count_replays(1, 1, 1)
 
 
 def succeed(breaker: Breaker, stats: Stats) -> None:

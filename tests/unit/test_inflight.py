@@ -20,7 +20,7 @@ class Model:
     """
 
     def __init__(self) -> None:
-        self.in_flight = InFlight(JOBS)
+        self.in_flight = InFlight(JOBS, self.start, self.make_room)
         self.lines = 0
         self.unprinted: dict[int, bytes] = {}  # line → key
         self.queued: list[bytes] = []  # by their keys: it hands them out with a slot
@@ -28,6 +28,15 @@ class Model:
         self.lent: list[Request] = []
         self.asking: list[tuple[Request, asyncio.Task[None]]] = []
         self.printing: list[Request] = []
+        self.room_made = 0
+
+    def start(self, request: Request) -> None:
+        """The first in the queue has got a slot."""
+        assert request.key == self.queued.pop(0)
+        self.slotted.append(request)
+
+    def make_room(self) -> None:
+        self.room_made += 1
 
     def come(self, at: int) -> None:
         """A row comes, and joins an equal one or is queued."""
@@ -38,22 +47,20 @@ class Model:
         assert is_joined == (key in self.unprinted.values())
         self.unprinted[self.lines] = key
         if not is_joined:
-            self.in_flight.add(row, key, b"body" * at, None)
             self.queued.append(key)
+            self.in_flight.add(row, key, b"body" * at, None)
 
-    def fill(self, at: int) -> None:
-        """A slot is given to the first in the queue, if there is such a pair."""
-        request = self.in_flight.next()
-        assert (request is not None) == (bool(self.queued) and len(self.slotted) < JOBS)
-        if request:
-            assert request.key == self.queued.pop(0)
-            self.slotted.append(request)
+    def free(self) -> None:
+        """A slot is free for another: for who wants it back, else for the first in the queue."""
+        is_wanted_back, before = bool(self.asking), self.room_made
+        self.in_flight.free_slot()
+        assert self.room_made == before + (not is_wanted_back), "the queue is always shorter than the most"
 
     def lend(self, at: int) -> None:
         """A request backs off, and lets others have its slot."""
         if self.slotted:
             self.lent.append(self.slotted.pop(at % len(self.slotted)))
-            self.in_flight.free_slot()
+            self.free()
 
     def ask(self, at: int) -> None:
         """It wants its slot back."""
@@ -65,7 +72,7 @@ class Model:
         """A request has its outcome, and frees its slot."""
         if self.slotted:
             self.printing.append(self.slotted.pop(at % len(self.slotted)))
-            self.in_flight.free_slot()
+            self.free()
 
     def print(self, at: int) -> None:
         """There is room for a line; behind its last one a request is forgotten."""
@@ -90,6 +97,7 @@ class Model:
         assert len(self.slotted) <= JOBS
         assert not self.asking or (len(self.slotted) == JOBS and not any(task.done() for _, task in self.asking))
         assert self.in_flight.queued == len(self.queued)
+        assert not self.queued or len(self.slotted) + len(self.asking) >= JOBS, "no slot is free while one waits for it"
         keys = set(self.unprinted.values())
         assert self.in_flight.count == len(keys)
         assert self.in_flight.first_unfinished == min(self.unprinted, default=None)
@@ -99,7 +107,7 @@ class Model:
 
     async def finish(self) -> None:
         while self.unprinted:
-            for what in ("fill", "ask", "answer", "print"):
+            for what in ("ask", "answer", "print"):
                 await self.step(what, 0)
 
     def stop(self) -> None:
@@ -112,13 +120,13 @@ class Model:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["come", "come", "fill", "fill", "lend", "ask", "answer", "print"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["come", "come", "lend", "ask", "answer", "print"]), st.integers(0, 9)),
     min_size=30,  # fewer hardly ever leave a request without its slot
     max_size=60,
 )
 
 
-PAIR = ["come", "come", "fill", "fill"]
+PAIR = ["come", "come"]
 TWO_ASK_FOR_THEIR_SLOTS = [*PAIR, "lend", "lend", *PAIR, "ask", "ask", "answer", "answer"]
 
 
@@ -134,8 +142,7 @@ def test_in_whatever_order_all_get_slots_and_nothing_is_left(steps: Sequence[tup
         assert (model.in_flight.waiting_bytes, model.in_flight.count) == (0, 0)
         for at in range(JOBS + 1):  # no slot was lost or won
             await model.step("come", at)
-        for _ in range(JOBS + 1):
-            await model.step("fill", 0)
+        assert (len(model.slotted), len(model.queued)) == (JOBS, 1)
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server import PATIENCE_S
 
+from llmfilter.errors import RowError
 from llmfilter.output import BUFFER_BYTES, Change, Line, Order, Output, size_of
 
 
@@ -51,6 +52,12 @@ def line_of(number: int) -> bytes:
     return b"%d\n" % number
 
 
+def describe(number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:
+    return line_of(number)
+
+
+FAULT = RowError("input", "no JSON")
+
 # Lines of any order by number; an empty one says nothing.
 shuffled = st.integers(0, 12).flatmap(lambda count: st.permutations(range(1, count + 1)))
 whats = st.lists(st.sampled_from(["answer", "error", "skip"]), min_size=12, max_size=12)
@@ -90,14 +97,14 @@ def test_all_lines_come_out_and_nothing_is_left(
 ) -> None:
     async def main() -> None:
         stdout, stderr = Stream(), Stream()
-        output = Output(stdout.write, stderr.write, keep_order, lambda: None)
+        output = Output(stdout.write, stderr.write, keep_order, describe)
         wanted: dict[str, list[int]] = {"answer": [], "error": [], "skip": []}
         for at, (number, what) in enumerate(zip(numbers, whats, strict=False)):
             wanted[what].append(number)
             if what == "answer":
                 output.answers({number: line_of(number)})
             elif what == "error":
-                output.error(number, line_of(number))
+                output.error(number, FAULT, 0, b"", False)
             else:
                 output.skip(number)
             if at in turns:
@@ -117,20 +124,21 @@ def test_after_a_failed_write_nothing_is_written_and_the_lowest_line_that_is_los
 ) -> None:
     async def main() -> None:
         stdout, stderr = Stream(stdout_fails), Stream(stderr_fails)
-        output = Output(stdout.write, stderr.write, keep_order, lambda: None)
+        output, failures = Output(stdout.write, stderr.write, keep_order, describe), list[Exception]()
+        output.on_failure = failures.append
         said = [(number, what) for number, what in zip(numbers, whats, strict=False) if what != "skip"]
         for at, (number, what) in enumerate(said):
             if what == "answer":
                 output.answers({number: line_of(number)})
             else:
-                output.error(number, line_of(number))
+                output.error(number, FAULT, 0, b"", False)
             if at in turns:
                 await output.changed.until(lambda: output.idle)
         output.release()
         await output.changed.until(lambda: output.idle)
         lost = {number for number, _ in said} - {*stdout.numbers, *stderr.numbers}
         assert output.first_unwritten == min(lost, default=None)
-        assert (output.size, output.failure is not None) == (0, bool(lost))
+        assert (output.size, output.failure is not None, bool(failures)) == (0, bool(lost), bool(lost))
         assert stdout.writes <= stdout_fails and stderr.writes <= stderr_fails
 
     run(main)
@@ -140,7 +148,7 @@ def test_after_a_failed_write_nothing_is_written_and_the_lowest_line_that_is_los
 def test_a_buffer_full_of_lines_that_wait_has_room_for_the_awaited_one_only(awaited: int) -> None:
     async def main() -> None:
         stdout = Stream()
-        output = Output(stdout.write, Stream().write, True, lambda: None)
+        output = Output(stdout.write, Stream().write, True, describe)
         output.answers(dict.fromkeys(range(1, awaited), b""))
         output.answers({awaited + 2: b"x" * BUFFER_BYTES})
         behind = asyncio.create_task(output.room_for(awaited + 1))
@@ -160,7 +168,7 @@ def test_a_buffer_full_of_lines_that_wait_has_room_for_the_awaited_one_only(awai
 def test_while_nobody_reads_there_is_room_for_no_line_not_even_the_awaited_one(keep_order: bool) -> None:
     async def main() -> None:
         stdout = Stream(is_open=False)
-        output = Output(stdout.write, Stream().write, keep_order, lambda: None)
+        output = Output(stdout.write, Stream().write, keep_order, describe)
         output.answers({1: b"x" * BUFFER_BYTES})
         waiting = asyncio.create_task(output.room_for(2))
         await asyncio.sleep(0)

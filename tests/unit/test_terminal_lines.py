@@ -53,7 +53,7 @@ def terminal() -> Iterator[int]:
 @example("日" * 500, "日".encode() * 500, 80)
 def test_an_error_is_one_line_that_fits(terminal: int, message: str, raw: bytes, columns: int) -> None:
     termios.tcsetwinsize(terminal, (24, columns))
-    line = short_line(Terminal(terminal), 7, RowError("invalid", message), 1, raw, True)
+    line = short_line(Terminal(terminal, True, False), 7, RowError("invalid", message), 1, raw, True)
     assert line.endswith(b"\n")
     (shown,) = line.decode().splitlines()
     assert width(shown) < columns  # the last column would wrap some
@@ -75,16 +75,16 @@ def test_of_a_long_error_a_part_of_the_record_is_still_seen(
 ) -> None:
     termios.tcsetwinsize(terminal, (24, 41))
     raw = record.encode("utf-8", "surrogatepass")
-    line = short_line(Terminal(terminal), 7, RowError("invalid", message), 1, raw, True)
+    line = short_line(Terminal(terminal, True, False), 7, RowError("invalid", message), 1, raw, True)
     assert line.decode() == f"{shown}\n"
 
 
 @pytest.mark.parametrize(("told", "columns"), [(0, 79), (1, 20), (80, 79), (300, 299)])
 def test_a_terminal_that_tells_no_width_or_an_odd_one_has_a_usable_one(terminal: int, told: int, columns: int) -> None:
     termios.tcsetwinsize(terminal, (24, told))
-    assert Terminal(terminal).columns == columns
+    assert Terminal(terminal, True, False).columns == columns
 
 
 def test_what_is_no_terminal_has_the_usual_width() -> None:
     with open(os.devnull, "w") as null:
-        assert Terminal(null.fileno()).columns == 79
+        assert Terminal(null.fileno(), True, False).columns == 79

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from server import PATIENCE_S
 
 from llmfilter.errors import RowError
-from llmfilter.rows import BOM, LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Rows, Splitter, parse_record
+from llmfilter.prompt import Prompt, Template
+from llmfilter.rows import BOM, LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Rows, Splitter, parse_record, parse_records
 
 MIB = b"x" * (1 << 20)
 
@@ -168,3 +169,24 @@ def test_what_is_no_record_is_an_input_error_that_says_why(line: bytes, words: l
         parse_record(line)
     assert caught.value.kind == "input"
     assert [word for word in words if word not in caught.value.message] == []
+
+
+lines_of_any_kind = st.lists(
+    st.sampled_from([b'{"a":1}', b'{"b":"x"}', b"", b"[]", b"1", b"no", b"\xff", b'{"a":1e400}', Overlong(b'{"a":1}')])
+)
+
+
+@given(lines_of_any_kind)
+def test_a_block_gives_for_each_line_what_the_line_alone_gives_and_so_do_the_requests(lines: list[bytes]) -> None:
+    prompt = Prompt(Template("{a}"), None, "m", {})
+
+    def alone(line: bytes) -> tuple[str, bytes | str]:
+        try:
+            return "body", prompt.body(parse_record(line), line)
+        except RowError as fault:
+            return fault.kind, fault.message
+
+    bodies = prompt.bodies(parse_records(lines), lines)
+    assert [("body", each) if isinstance(each, bytes) else (each.kind, each.message) for each in bodies] == [
+        alone(line) for line in lines
+    ]

@@ -21,7 +21,7 @@ The modules, in the order in which a row meets them:
     progress    how far it is: SIGUSR1, summary (bar: while it runs; terminal: who may write where)
 
 Beside them: load (--from-batch: a run that only fills the cache), record (JSON as bytes), batches (a
-thread for blocking calls), stats, errors, typos.
+thread for blocking calls), stats, figures, errors, typos.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """What ends a run: a server, or an input, that refuses every row alike."""
 
 from llmfilter import faults
-from llmfilter.errors import RowError, RunError
+from llmfilter.errors import Retryable, RowError, RunError
 from llmfilter.stats import Stats
 
 REJECTED_MOST = 32  # distinct rows rejected before any success: all the others would be, too
@@ -33,8 +33,8 @@ class Breaker:
         """Note that a row has failed for good; raise RunError if all of them would."""
         if self._has_answered or self._stats.answered:
             return
-        if fault.kind == "network" and not self._has_spoken:
-            raise RunError(f"the server can't be reached: {fault.message}: check -u (or $OPENAI_BASE_URL)")
+        if isinstance(fault, Retryable) and fault.kind == "network" and not self._has_spoken:
+            raise RunError(f"the server can't be reached: {fault.message}: {fault.advice}")
         if isinstance(fault, faults.ModelMissing):
             raise RunError(f"the server has no such model ({fault.message}): check -m and -u")
         if fault.status in faults.REJECTIONS:
@@ -48,6 +48,6 @@ class Breaker:
         self._unsent += 1
         if self._unsent == REJECTED_MOST == self._stats.rows:
             raise RunError(
-                f"none of the first {REJECTED_MOST} rows can be sent, the first since {self._first_unsent.message}: "
-                "check the prompt and the input"
+                "check the prompt and the input: "
+                f"none of the first {REJECTED_MOST} rows can be sent, the first since {self._first_unsent.message}"
             )

@@ -204,15 +204,14 @@ class Seen:
     """Which keys have come before, in a file that has no name: memory does not grow, and a kill leaves nothing behind.
 
     Of each key only the beginning: to take two for one costs no more than a request that is not printed.
+    Raises UsageError where there is no room for a file.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        os.close(descriptor)
         try:
-            self._env = _open_largest(Path(name), subdir=False, lock=False, sync=False)
-        finally:
-            os.unlink(name)
+            self._env = _open_unnamed(folder)
+        except (OSError, lmdb.Error) as error:
+            raise UsageError(_no_room(error)) from None
         self._added = 0
         self._transaction = self._env.begin(write=True)
 
@@ -225,7 +224,7 @@ class Seen:
             self._added += 1
             return bool(self._transaction.put(key[:_SEEN_BYTES], b"", overwrite=False))
         except lmdb.Error as error:
-            raise RunError(f"what was printed can't be remembered ({error}): make room in the cache's folder") from None
+            raise RunError(_no_room(error)) from None
 
 
 def open_folder(folder: Path) -> lmdb.Environment:
@@ -248,6 +247,23 @@ def open_folder(folder: Path) -> lmdb.Environment:
     _make_readable(folder / "data.mdb", env)
     env.reader_check()
     return env
+
+
+def _open_unnamed(folder: Path | None) -> lmdb.Environment:
+    try:
+        descriptor, name = tempfile.mkstemp(dir=folder)
+    except OSError:  # a cache's files may be ours to write where its folder isn't
+        descriptor, name = tempfile.mkstemp()
+    os.close(descriptor)
+    try:
+        return _open_largest(Path(name), subdir=False, lock=False, sync=False)
+    finally:
+        os.unlink(name)
+
+
+def _no_room(error: Exception) -> str:
+    why = error.strerror if isinstance(error, OSError) else error
+    return f"which requests are equal can't be noted ({why}): make room in the cache's folder, or in $TMPDIR"
 
 
 def _make_readable(file: Path, env: lmdb.Environment) -> None:

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from llmfilter.errors import OUT_OF_MEMORY, UsageError, describe_bug
-from llmfilter.options import make_parser
+from llmfilter.figures import counted
+from llmfilter.options import parse
 
 if TYPE_CHECKING:
     from llmfilter.pipeline import Pipeline
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet
     try:
         check_streams()
-        args = make_parser().parse_args(argv)
+        args = parse(argv)
         check_files(args.jobs)
         status = start(args)
     except UsageError as error:
@@ -163,14 +164,13 @@ def bytes_left(fd: int) -> int | None:
 
 def ending(pipeline: "Pipeline") -> list[str]:
     """Return what there is to say at the end, beside the summary."""
-    from llmfilter.progress import counted
-
     stats, stopped = pipeline.stats, pipeline.stopped
     lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
     if stats.unstored:
         lost = counted(stats.unstored, "answer")
         lines.append(f"{lost} could not be stored in the cache: they will be paid for again")
-    lines += pipeline.report()
+    if not pipeline.output.failure:  # else it did not all come out
+        lines += pipeline.report()
     return lines
 
 
@@ -184,8 +184,6 @@ def catch_signals(
     import asyncio
 
     from llmfilter.pipeline import Stop
-    from llmfilter.progress import counted
-
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
 
@@ -239,17 +237,13 @@ def is_writable(fd: int) -> bool:
 
 def describe_stop(pipeline: "Pipeline") -> str:
     """Return how far a run came that ended early, and how to go on."""
-    from llmfilter.progress import counted
-
     stats, line = pipeline.stats, pipeline.snapshot().first_unfinished
     reason = pipeline.stopped.reason if pipeline.stopped else None
     done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"
     if line is None:
         return f"{reason}; every row has its line: {done}"
-    return (
-        f"{reason}; stopped at line {line}, the first that is left ({done}): "
-        "the same command on the same input goes on from there"
-    )
+    way_on = ": the same command on the same input goes on from there" if pipeline.resumes else ""
+    return f"{reason}; stopped at line {line}, the first that is left ({done}){way_on}"
 
 
 def die_of(number: int) -> NoReturn:

@@ -13,7 +13,7 @@ import orjson
 from llmfilter.answer import Checks
 from llmfilter.cache import Cache, Keys, NoCache, Seen
 from llmfilter.endpoint import Mask, make_endpoint
-from llmfilter.errors import RowError, RunError, UsageError, printable
+from llmfilter.errors import Retryable, RowError, RunError, UsageError, printable
 from llmfilter.options import make_parser
 from llmfilter.prompt import Field, Prompt, Template, parse_field, parse_prompt, refuse_fixed
 from llmfilter.record import depth, is_exact, one_line, parse_json
@@ -74,12 +74,7 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
 
         return Chat(endpoint, args.timeout, Limit(args.jobs, args.rpm / 60), stats)
 
-    model = args.model or environ.get("OPENAI_MODEL")
-    if not model:
-        if is_dry:
-            option = "-n" if args.dry_run else "--to-batch"
-            raise UsageError(f"{option} sends nothing, so it can't ask the server for its model: give -m NAME")
-        model = await only_model(connect(), endpoint.mask)
+    model = args.model or environ.get("OPENAI_MODEL") or await only_model(connect(), endpoint.mask, is_dry)
     prompt = Prompt(user, system, model, fields)
     return Job(
         prompt=prompt,
@@ -131,12 +126,8 @@ def make_preview(args: Namespace, cache: NoCache) -> "Preview | None":
         return None
     from llmfilter.preview import DryRun, ToBatch
 
-    if args.dry_run:
-        return DryRun()
-    try:
-        return ToBatch(Seen(cache.folder))
-    except OSError as error:
-        raise UsageError(f"--to-batch has no room for what it has printed ({error}): set $TMPDIR") from None
+    seen = Seen(cache.folder)
+    return DryRun(seen, args.budget) if args.dry_run else ToBatch(seen)
 
 
 def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
@@ -277,13 +268,17 @@ def cache_folder(named: str | None, environ: Mapping[str, str]) -> Path:
     return base / "llmfilter"
 
 
-async def only_model(chat: "Chat", mask: Mask) -> str:
-    """Return the server's model, if it has just one; else raise UsageError that lists them."""
+async def only_model(chat: "Chat", mask: Mask, is_dry: bool) -> str:
+    """Return the server's model, if it has just one; else raise UsageError that lists them.
+
+    is_dry: nothing else will be asked of the server.
+    """
     try:
         models: list[Any] = list(await chat.models())
     except (RowError, RunError) as error:
         raise UsageError(
-            f"no model was named, and the server could not be asked for one ({error}){_advice(error)}"
+            f"no model was named, and the server could not be asked for one ({error})"
+            f"{': give -m NAME, which needs no server' if is_dry else _advice(error)}"
         ) from None
     finally:
         await chat.close()
@@ -299,8 +294,8 @@ def _advice(error: RowError | RunError) -> str:
     """Return what to do where the server can't be asked for its model."""
     if isinstance(error, RunError):
         return ""  # it says so itself
-    if error.kind in ("network", "timeout"):
-        return ": check -u (or $OPENAI_BASE_URL)"
+    if isinstance(error, Retryable) and error.kind in ("network", "timeout"):
+        return f": {error.advice}"
     return ": check $OPENAI_API_KEY" if error.status == 403 else ": give -m NAME"
 
 

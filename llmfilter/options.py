@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from llmfilter import __version__
@@ -50,11 +52,22 @@ class _Parser(argparse.ArgumentParser):
         what, _, arguments = message.partition(": ")
         if what == "unrecognized arguments":
             typed = arguments.partition(" ")[0].partition("=")[0]
-            if typed.startswith("-"):
-                message += did_you_mean(typed, self._option_string_actions)
+            if typed.startswith(("-", "–", "—")):  # some editors make dashes of two hyphens
+                hint = did_you_mean(typed, self._option_string_actions)
+                message += hint or "; a field of the request is given like -o max_tokens=500"
             else:
                 message += ": records come on stdin, like < data.jsonl"
         raise UsageError(f"{printable(message)} (see llmfilter --help)")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what was typed; raise UsageError. argv: the program's own arguments if None."""
+    parser = make_parser()
+    args = sys.argv[1:] if argv is None else argv
+    for name in (arg.partition("=")[0] for arg in args):
+        if name.startswith("-") and f"-{name}" in parser._option_string_actions:
+            parser.error(f"{name}: did you mean -{name}?")  # -model is -m with the value odel
+    return parser.parse_args(args)
 
 
 class _Once(argparse.Action):

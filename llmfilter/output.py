@@ -179,8 +179,8 @@ class Output:
 
     def _count_written(self, size: int) -> None:
         self.size -= size
-        if failure := self._stdout.error or self._stderr.error:
-            self.on_failure(failure)
+        if self.failure:
+            self.on_failure(self.failure)
         self.changed.notify()
 
     def release(self) -> None:
@@ -192,6 +192,11 @@ class Output:
     def idle(self) -> bool:
         """Everything is written."""
         return self._stdout.idle and self._stderr.idle
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why a stream can't be written any more, or None."""
+        return self._stdout.error or self._stderr.error
 
     @property
     def first_unwritten(self) -> int | None:

@@ -64,7 +64,7 @@ class Snapshot(NamedTuple):
 class Pipeline:
     """Runs a job from a descriptor to two outputs.
 
-    stopped: why it ended early, or None.
+    stopped: why it ended early, or None; resumes: whether the same command goes on from there.
     """
 
     def __init__(self, job: "Job", stdin: int, output: Output, stats: Stats) -> None:
@@ -83,6 +83,7 @@ class Pipeline:
         self._patience: asyncio.Timeout = asyncio.timeout(None)
         self._has_said_replaced = False
         self.stopped: Stop | None = None
+        self.resumes = job.preview is None
         job.cache.on_failure = output.say
         output.on_failure = self._stop_writing
 
@@ -118,7 +119,8 @@ class Pipeline:
 
     def report(self) -> list[str]:
         """Return what there is to say at the end of a run that has done something else than asking."""
-        return self._job.preview.report(self.stats) if self._job.preview else []
+        preview = self._job.preview
+        return preview.report(self.stats, is_whole=self.stopped is None) if preview else []
 
     def snapshot(self) -> Snapshot:
         """Return how far the run is."""

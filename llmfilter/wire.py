@@ -191,7 +191,7 @@ def _translate(error: BaseException) -> Retryable | RunError:
     if isinstance(error, aiohttp.ClientConnectorError):
         return _classify_connect(error)
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return Retryable("network", "the server closed the connection without an answer")
+        return _broken("the server closed the connection without an answer")
     if isinstance(error, aiohttp.ClientPayloadError):
         return Retryable("network", "the connection broke within the answer")
     if isinstance(error, aiohttp.ClientResponseError):
@@ -199,7 +199,14 @@ def _translate(error: BaseException) -> Retryable | RunError:
         return Retryable("network", f"the answer is not valid HTTP: {printable(what)}")
     if isinstance(error, TimeoutError):
         return Retryable("network", f"cannot connect within {CONNECT_S:g} s")
-    return Retryable("network", printable(f"the connection broke: {str(error) or type(error).__name__}"))
+    return _broken(printable(f"the connection broke: {str(error) or type(error).__name__}"))
+
+
+def _broken(message: str) -> Retryable:
+    fault = Retryable("network", message)
+    # What speaks the one often closes without a word on the other.
+    fault.advice += ", and whether it begins with http:// or https://"
+    return fault
 
 
 def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunError:
@@ -207,7 +214,9 @@ def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunErr
     is_proxy = isinstance(error, aiohttp.ClientProxyConnectionError)
     words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}: ")
     if isinstance(fault, ssl.SSLCertVerificationError):
-        return Retryable("network", f"{words} its certificate: {printable(fault.verify_message)}{_advice(fault)}")
+        untrusted = Retryable("network", f"{words} its certificate: {printable(fault.verify_message)}")
+        untrusted.advice = _advice(fault) or untrusted.advice
+        return untrusted
     if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
         return RunError(f"the server can't be reached: {words} it does not speak TLS: give http://, not https://")
     return Retryable("network", f"{words} {printable(str(fault))}")
@@ -215,10 +224,10 @@ def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunErr
 
 def _advice(fault: ssl.SSLCertVerificationError) -> str:
     if fault.verify_code in _OTHER_NAME:
-        return "; give -u with a name that the certificate is for"
+        return "give -u with a name that the certificate is for"
     if fault.verify_code not in _UNKNOWN_AUTHORITY:
         return ""
     path = os.environ.get("SSL_CERT_FILE")  # OpenSSL reads it, and says nothing
     if path and not os.access(path, os.R_OK):
-        return printable(f"; $SSL_CERT_FILE names {path!r}, which cannot be read")
-    return "; if its authority is your own, name its certificate in $SSL_CERT_FILE"
+        return printable(f"$SSL_CERT_FILE names {path!r}, which cannot be read")
+    return "if its authority is your own, name its certificate in $SSL_CERT_FILE"

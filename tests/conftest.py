@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from program import Programs
+from readme import find_line
 from server import Server
+from shell import Shell
 
 # As with an aiohttp whose inside is not known.
 SESSION = """\
@@ -31,6 +33,20 @@ def program(tmp_path: Path, server: Server, request: pytest.FixtureRequest) -> I
             programs.command = [sys.executable, programs.write("session.py", SESSION)]
         request.node.programs = programs
         yield programs
+
+
+@pytest.fixture
+def shell(program: Programs) -> Iterator[Shell]:
+    """A user's shell; what still runs in the end is killed."""
+    shell = Shell(program)
+    yield shell
+    shell.close()
+
+
+@pytest.fixture
+def line(request: pytest.FixtureRequest) -> str:
+    """The README's line of shell that a test `runs`."""
+    return find_line(request.param)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -119,7 +119,7 @@ def test_all_lines_come_out_and_nothing_is_left(
         await output.changed.until(lambda: output.idle)
         assert stdout.numbers == (sorted(wanted["answer"]) if keep_order else wanted["answer"])
         assert stderr.numbers == wanted["error"]
-        assert (output.size, output.first_unwritten, failures) == (0, None, [])
+        assert (output.size, output.first_unwritten, output.failure, failures) == (0, None, None, [])
 
     run(main)
 
@@ -145,7 +145,8 @@ def test_after_a_failed_write_nothing_is_written_and_the_lowest_line_that_is_los
         await output.changed.until(lambda: output.idle)
         lost = {number for number, _ in said} - {*stdout.numbers, *stderr.numbers}
         assert output.first_unwritten == min(lost, default=None)
-        assert (output.size, set(map(type, failures))) == (0, {BrokenPipeError} if lost else set())
+        assert (output.size, output.failure is not None) == (0, bool(lost))
+        assert set(map(type, failures)) == ({BrokenPipeError} if lost else set())
         assert stdout.writes <= stdout_fails and stderr.writes <= stderr_fails
 
     run(main)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmfilter.progress import counted, duration, short, summary
+from llmfilter.figures import counted, duration, short
+from llmfilter.progress import summary
 from llmfilter.stats import Stats
 
 

@@ -408,6 +408,12 @@ def test_a_server_without_tls_asked_with_it_is_one_plain_line(program: Programs)
         check_ended(ask(program, f"https://127.0.0.1:{plain.port}/v1"), f"127.0.0.1:{plain.port}", "TLS", "give http://")
 
 
+def test_a_server_with_tls_asked_without_it_is_one_plain_line(program: Programs, tls: ssl.SSLContext) -> None:
+    with Relay(tls=tls) as secure:
+        run = ask(program, f"http://127.0.0.1:{secure.port}/v1", "-r0")
+    check_ended(run, "check -u (or $OPENAI_BASE_URL), and whether it begins with http:// or https://")
+
+
 # Names, addresses, URLs
 
 

@@ -64,7 +64,11 @@ WRONG: list[tuple[Sequence[str], dict[str, str | None], Sequence[str]]] = [
     ([*ASK, "--schema", "id.md"], {}, ["--schema id.md: not JSON"]),
     ([*ASK, "--schema", "bad.json"], {}, ["--schema bad.json: not a JSON Schema", "/type"]),
     ([*ASK, "--cache", "c", "--no-cache"], {}, ["--cache and --no-cache"]),
-    ([*ASK, "-n"], {"OPENAI_MODEL": None}, ["-n", "give -m NAME"]),
+    ([*ASK, "-n", "-u", "http://127.0.0.1:9/v1"], {"OPENAI_MODEL": None}, ["cannot connect", "give -m NAME"]),
+    ([*ASK, "-model", "x"], {}, ["-model: did you mean --model?"]),
+    ([*ASK, "-schema=schema.json"], {}, ["-schema: did you mean --schema?"]),
+    ([*ASK, "—text"], {}, ["did you mean --text?"]),
+    ([*ASK, "--temperature", "0"], {}, ["--temperature 0", "like -o max_tokens=500"]),
     (ASK, {"OPENAI_MODEL": "\udcff"}, ["$OPENAI_MODEL: the value is not UTF-8"]),
     ([*ASK, "--shcema", "schema.json"], {}, ["unrecognized", "did you mean --schema?"]),
     ([*ASK, "--no-cahce"], {}, ["did you mean --no-cache?"]),
@@ -203,7 +207,7 @@ MODELS = [
     (lambda request: Response(b'{"data":[]}'), ["none", "-m NAME"]),
     (lambda request: Response(b"<html>"), ["no list of models", "-m NAME"]),
     (lambda request: error(404, "nothing here"), ["HTTP 404: nothing here", "-m NAME"]),
-    (lambda request: None, ["check -u (or $OPENAI_BASE_URL)"]),
+    (lambda request: None, ["check -u (or $OPENAI_BASE_URL), and whether it begins with http:// or https://"]),
     (lambda request: error(401, "who?"), ["HTTP 401: who?", "check $OPENAI_API_KEY"]),
     (lambda request: Response(b'{"data":[{"id":5}]}'), ["none that can be named", "-m NAME"]),
     (lambda request: Response(b'{"data":[{"id":null},{"id":"a"}]}'), ["the server has: a", "-m NAME"]),
@@ -234,20 +238,6 @@ def test_the_server_s_only_model_is_used(program: Programs, server: Server) -> N
 
 
 # What is asked.
-
-
-def test_a_dry_run_prints_the_bodies_sends_nothing_and_needs_no_key(program: Programs, server: Server) -> None:
-    program.run(*ASK, input=rows(range(3)))
-    bodies = [request.body for request in sorted(server.requests, key=lambda request: str(request.prompt))]
-    dry = program.run(*ASK, "-n", "-k", input=rows(range(4)) + b"{}\n")
-    assert dry.lines[:3] == bodies
-    assert [json.loads(line)["messages"] for line in dry.lines[3:]] == [[{"role": "user", "content": "3"}]]
-    assert [line["error"] for line in dry.errors] == ["template"]
-    assert all(word in dry.said[0] for word in ("5 rows", "3 in the cache", "1 to be asked"))
-    assert dry.status == 1
-    assert len(server.requests) == 3
-    remote = program.run(*ASK, "-n", "-u", REMOTE, input=rows([1]))
-    assert (remote.status, remote.lines) == (0, [bodies[1]])
 
 
 def test_the_body_and_the_key_of_a_request_never_change() -> None:

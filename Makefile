@@ -50,8 +50,9 @@ install: python  ## install the command, its manual page and completions below P
 	mkdir -p "$$folder" && ln -sf "../../../lib/llmfilter/share/$$file" "$$folder/" || exit 1; done
 	@echo "installed $(PREFIX)/bin/llmfilter"
 	@case ":$$PATH:" in *":$(PREFIX)/bin:"*) ;; *) \
-	echo "$(PREFIX)/bin is not on your PATH: add this line to ~/.profile, and log in again"; \
-	echo '  PATH="$(PREFIX)/bin:$$PATH"' ;; esac
+	case "$$SHELL" in */fish) line='fish_add_path "$(PREFIX)/bin"' file=~/.config/fish/config.fish ;; \
+	*) line='PATH="$(PREFIX)/bin:$$PATH"' file=~/.profile ;; esac; case "$$SHELL" in */zsh) file=~/.zprofile ;; esac; \
+	echo "$(PREFIX)/bin is not on your PATH: add this line to $$file, and log in again"; echo "  $$line" ;; esac
 
 uninstall:  ## undo that
 	rm -rf "$(PREFIX)/lib/llmfilter" "$(PREFIX)/bin/llmfilter" $(SHARED:%="$(PREFIX)/share/%")

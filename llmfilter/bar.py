@@ -31,6 +31,16 @@ class Bar:
         with self._writing:
             write(CLEAR + lines + self._shown.encode() if self._terminal.is_ours else lines)
 
+    def step_aside(self) -> None:
+        """Leave the line to what comes next, until the bar is drawn again; wait for nothing."""
+        if self._writing.acquire(blocking=False):
+            try:
+                if self._shown and not self._terminal.is_stopped:
+                    self._shown = ""
+                    self._terminal.write(CLEAR)
+            finally:
+                self._writing.release()
+
     def close(self) -> None:
         """Take the bar away; where the terminal is stopped, as soon as it goes on."""
         self._ended.set()

@@ -5,6 +5,7 @@ line. An answer is never altered, also where it is shown to the model again.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from llmfilter import faults
@@ -19,6 +20,7 @@ from llmfilter.wire import Reply, Wire
 Fault = TypeVar("Fault", bound=RowError | RunError)
 MESSAGE_CHARS_MOST = 1000
 LIMIT_S = 600.0  # so long without one success, or asked to wait for longer: the run is hopeless
+SAID_AFTER_S = 5.0  # without one success: who watches wants to know what is waited for
 
 
 class Counted(Protocol):
@@ -31,8 +33,10 @@ class Chat:
     """A client for one endpoint. To be made on a running loop; `close` it in the end.
 
     at_server: how many requests are under way; answers: how many there have been; draining: set once
-    nothing may be sent any more.
+    nothing may be sent any more; on_wait gets a message when the server is waited for, and when it is back.
     """
+
+    on_wait: Callable[[str], None] = staticmethod(lambda message: None)
 
     def __init__(self, endpoint: Endpoint, timeout_s: float, limit: Limit, stats: Stats) -> None:
         self._wire = Wire(endpoint, timeout_s)
@@ -40,6 +44,7 @@ class Chat:
         self.limit = limit
         self.stats = stats
         self.at_server = self.answers = 0
+        self._is_waiting = self._has_said_full = False
         self.draining = asyncio.Event()
 
     async def close(self) -> None:
@@ -74,6 +79,9 @@ class Chat:
         finally:
             self.at_server -= 1
         self.limit.answered(ticket)
+        if self._is_waiting:
+            self._is_waiting = False
+            self.on_wait("the server answers again")
         self.answers += 1
         self.stats.answer_s.add(asyncio.get_running_loop().time() - ticket.sent_at)
         self.stats.billed_prompt += completion.prompt_tokens
@@ -107,11 +115,22 @@ class Chat:
                     f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
                     "give the same command again after that"
                 )
+        if self.limit.stuck_s >= SAID_AFTER_S and (fault.is_refusal or self.limit.away):
+            self._say_waiting(fault)
         if self.limit.stuck_s >= LIMIT_S:
             raise RunError(
                 f"the server has answered nothing for {LIMIT_S / 60:.0f} minutes, at last with {fault.message}: "
                 "give the same command again later"
             )
+
+    def _say_waiting(self, fault: Retryable) -> None:
+        """Say once that the server is waited for; of one without room only the first time, as windows may be short."""
+        if self._is_waiting or (fault.is_refusal and self._has_said_full):
+            return
+        self._has_said_full |= fault.is_refusal
+        self._is_waiting = not fault.is_refusal
+        what = "has no room" if fault.is_refusal else "does not answer"
+        self.on_wait(f"the server {what} ({fault.message}): waiting for it, {LIMIT_S / 60:.0f} minutes at most")
 
     def clean(self, fault: Fault) -> Fault:
         """Return an error without secrets, as short as a line of ours may be, and without what a terminal obeys."""

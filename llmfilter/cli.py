@@ -2,7 +2,6 @@
 
 import gc
 import os
-import select
 import signal
 import stat
 from argparse import Namespace
@@ -75,7 +74,9 @@ def check_streams() -> None:
     if STDOUT not in streams:
         raise UsageError("stdout is closed: give it somewhere to go, like > out.jsonl")
     if stat.S_ISREG(streams[STDIN].st_mode) and os.path.samestat(streams[STDIN], streams[STDOUT]):
-        raise UsageError("stdin and stdout are the same file, which would be lost: write to another one")
+        raise UsageError(
+            "stdin and stdout are the same file, which > empties before it can be read: write to another one"
+        )
 
 
 def check_files(jobs: int) -> None:
@@ -123,6 +124,9 @@ async def run(args: Namespace) -> int:
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
 
+    def write_stdout(lines: bytes) -> None:
+        progress.write_stdout(lines, partial(write, STDOUT))
+
     def write_stderr(lines: bytes) -> None:
         progress.write(lines)
 
@@ -130,7 +134,8 @@ async def run(args: Namespace) -> int:
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
     terminal = find_terminal(STDERR, is_painted="NO_COLOR" not in os.environ)
     describe = partial(short_line, terminal) if terminal and terminal.is_stderr else error_line
-    output = Output(partial(write, STDOUT), write_stderr, job.keep_order, describe)
+    is_pipe = stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
+    output = Output(write_stdout if is_pipe else partial(write, STDOUT), write_stderr, job.keep_order, describe)
     pipeline = (Load if args.from_batch else Pipeline)(job, STDIN, output, stats)
     shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
     has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
@@ -183,6 +188,7 @@ def catch_signals(
     """
     import asyncio
 
+    from llmfilter.output import is_writable
     from llmfilter.pipeline import Stop
     loop = asyncio.get_running_loop()
     seen: list[signal.Signals] = []
@@ -199,7 +205,7 @@ def catch_signals(
         pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
         now = pipeline.snapshot()
         if now.at_server:
-            waits_for = f"finishing {counted(now.at_server, 'request')}, which are paid for"
+            waits_for = f"finishing {counted(now.at_server, 'request')}, already paid for"
         elif now.held:
             waits_for = "waiting for the reader of the output"
         else:
@@ -226,13 +232,6 @@ def catch_signals(
     if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
         loop.add_signal_handler(signal.SIGTSTP, pause)
     loop.add_signal_handler(signal.SIGUSR1, tell)
-
-
-def is_writable(fd: int) -> bool:
-    """Whether a line can be written now: the reader of a pipe may have stopped."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def describe_stop(pipeline: "Pipeline") -> str:

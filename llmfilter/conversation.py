@@ -79,7 +79,7 @@ class Conversation:
         """Send a request as `Chat.send` does, when the budget has room for it."""
         budget = self._budget
         assert budget is not None
-        await budget.take(self._chat.draining.is_set)
+        await budget.take(self._chat.draining.is_set, len(body))
         try:
             completion = await self._chat.send(body, request)
             budget.count(completion.prompt_tokens + completion.completion_tokens)

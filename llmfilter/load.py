@@ -86,7 +86,8 @@ def parse_result(line: bytes) -> Result:
     """Return the key and the completion in a result line; raise the RowError that it stands for, or is."""
     document = parse_record(line)
     if "response" not in document and "error" not in document:
-        raise RowError("input", "this is no result of a batch: it has neither `response` nor `error`")
+        what = "a request, of which the provider's results are wanted" if "body" in document else "no result of a batch"
+        raise RowError("input", f"this is {what}: it has neither `response` nor `error`")
     key = _parse_key(document.get("custom_id"))
     response = document.get("response")
     response = response if isinstance(response, dict) else {}

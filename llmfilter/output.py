@@ -90,6 +90,13 @@ def write_alone(fd: int, data: bytes) -> None:
         write_all(fd, data)
 
 
+def is_writable(fd: int) -> bool:
+    """Whether a line can be written now: the reader of a pipe may have stopped, or a terminal."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 class Change:
     """Lets coroutines wait until something holds; they look whenever somebody notifies them."""
 

@@ -51,7 +51,8 @@ class Snapshot(NamedTuple):
 
     bytes_done: about how much of the input has its lines; at_server: requests under way there; held:
     whether answers wait for the reader of the output; first_unfinished: the lowest line without an
-    outcome, or None; limit: what was found of the server's limit, if any.
+    outcome, or None; limit: what was found of the server's limit, if any; waits_s: for how long nothing
+    has come back from the server but refusals and faults.
     """
 
     bytes_done: float
@@ -59,6 +60,7 @@ class Snapshot(NamedTuple):
     held: bool
     first_unfinished: int | None
     limit: str | None
+    waits_s: float
 
 
 class Pipeline:
@@ -83,7 +85,7 @@ class Pipeline:
         self._patience: asyncio.Timeout = asyncio.timeout(None)
         self._has_said_replaced = False
         self.stopped: Stop | None = None
-        self.resumes = job.preview is None
+        self.resumes = job.preview is None and job.cache.folder is not None
         job.cache.on_failure = output.say
         output.on_failure = self._stop_writing
 
@@ -134,6 +136,7 @@ class Pipeline:
             self.output.size > 0,
             min([line for line in lines if line is not None], default=None),
             chat.limit.found if chat else None,
+            chat.limit.stuck_s if chat else 0.0,
         )
 
     async def _take_all(self) -> None:
@@ -263,6 +266,7 @@ class Pipeline:
     def _talk(self) -> Conversation:
         if self._conversation is None:
             self._chat = self._job.connect()
+            self._chat.on_wait = self.output.say
             tokens = self._job.budget
             budget = Budget(tokens, self.stats, self.output.changed, self._stop_early) if tokens else None
             self._conversation = Conversation(self._job, self._chat, self._in_flight, self._breaker, budget)

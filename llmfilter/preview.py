@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from llmfilter.budget import TOKEN_BYTES
 from llmfilter.cache import Seen
 from llmfilter.errors import RowError
 from llmfilter.figures import counted, short
@@ -13,9 +14,6 @@ from llmfilter.record import parse_json
 from llmfilter.stats import Stats
 
 _LINE = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
-# Of text in UTF-8, in whatever language: beside the tokenizers of GPT-4, Qwen, DeepSeek and Mistral, on prose in 12
-# languages, code and JSON, this says half to twice as many tokens, and mostly within a quarter.
-_TOKEN_BYTES = 4
 # "How to count tokens", in OpenAI's cookbook.
 _MESSAGE_TOKENS = 4
 _REPLY_TOKENS = 3
@@ -77,7 +75,7 @@ class DryRun(Preview):
         said = [self._counts(stats, is_whole, "to be sent")]
         if not self._new:
             return said
-        said.append(f"about {short(self._tokens)} prompt tokens, at {_TOKEN_BYTES} bytes of text each")
+        said.append(f"about {short(self._tokens)} prompt tokens, at {TOKEN_BYTES} bytes of text each")
         if self._attachments:
             said[-1] += f"; beside them pictures or files ({self._attachments:,}), which only the server can count"
         if self._budget is not None:
@@ -135,7 +133,7 @@ def measure(body: bytes) -> tuple[int, int]:
                 size += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
             else:
                 attachments += isinstance(part, dict)
-    return size // _TOKEN_BYTES + _MESSAGE_TOKENS * len(messages) + _REPLY_TOKENS, attachments
+    return size // TOKEN_BYTES + _MESSAGE_TOKENS * len(messages) + _REPLY_TOKENS, attachments
 
 
 def _json_bytes(value: Any) -> int:

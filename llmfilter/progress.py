@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 START_S = 0.5  # a short run needs no bar
 SAMPLE_S = 1.0
+WAITS_S = 1.0  # a shorter want of answers is nothing to look at
 WINDOW_S = 10.0  # over which the speed is measured: what came from the cache is soon forgotten
 _METER_COLUMNS = 20
 
@@ -54,6 +55,12 @@ class Progress:
             self._bar.write_above(lines, self._write)
         else:
             self._write(CLEAR + lines if self._terminal.is_ours else lines)
+
+    def write_stdout(self, lines: bytes, write: Write) -> None:
+        """Write answers; what reads them from a pipe may print something of its own where the bar is."""
+        if self._bar:
+            self._bar.step_aside()
+        write(lines)
 
     def tell(self, message: str, terminal: Terminal) -> None:
         """Say a line on a terminal that is not stderr, without waiting for one that is stopped."""
@@ -99,14 +106,14 @@ class Progress:
     def _left(self) -> list[str]:
         stats, now = self._pipeline.stats, self._pipeline.snapshot()
         doing = f"finishing {counted(now.at_server, 'request')}" if now.at_server else "writing what is left"
-        return [doing, f"{self._done:,} rows", f"{short(stats.billed_prompt + stats.billed_completion)} tokens"]
+        return [doing, counted(self._done, "row"), f"{short(stats.billed_prompt + stats.billed_completion)} tokens"]
 
     def _running(self) -> list[str]:
         stats, now = self._pipeline.stats, self._pipeline.snapshot()
         then, rows, taken = self._samples[0]
         seconds = max(stats.seconds - then, 0.001)
         rate = (self._done - rows) / seconds
-        said = [f"{self._done:,} rows"]
+        said = [counted(self._done, "row")]
         if self.fraction is not None and self._total_bytes:
             said.append(f"{self.fraction:.0%}")
             speed = (now.bytes_done - taken) / seconds
@@ -116,7 +123,7 @@ class Progress:
         said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
-        said.append(f"{now.at_server:,} in flight")
+        said.append(f"{now.at_server:,} in flight" if now.waits_s < WAITS_S else "waiting for the server")
         if now.limit:
             said.append(f"limit {now.limit}")
         if stats.cached:
@@ -147,7 +154,7 @@ def summary(stats: Stats) -> list[str]:
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in stats.by_kind.most_common())
     failed = f", {stats.failed:,} failed ({kinds})" if stats.failed else ""
     unfinished = stats.rows - stats.answered - stats.failed
-    left = f", {unfinished:,} unfinished" if unfinished else ""
+    left = f", {unfinished:,} left" if unfinished else ""
     billed = stats.billed_prompt + stats.billed_completion
     saved = stats.saved_prompt + stats.saved_completion
     return [

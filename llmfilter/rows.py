@@ -241,7 +241,7 @@ def _parse_odd(line: bytes) -> Any:
     try:
         return parse_json(line)
     except ValueError as fault:
-        what, ways = f"JSON: {fault}", _TEXT
+        what, ways = "JSON: " + _IN_LINE.sub(r", at \1", str(fault)), _TEXT
     try:
         line.decode()
     except UnicodeDecodeError as fault:
@@ -250,6 +250,7 @@ def _parse_odd(line: bytes) -> Any:
     raise RowError("input", f"the line is not {what}{way}")
 
 
+_IN_LINE = re.compile(r": line 1 (column \d+) \(char \d+\)$")  # which line of the input it is stands before
 # What a line that is not JSON looks like, and how a file of such lines becomes records.
 _UTF_16 = (rb"\xff\xfe|\xfe\xff|.?\0", "UTF-16 becomes UTF-8 with: iconv -f UTF-16 -t UTF-8")
 _ENCODED = [
@@ -262,5 +263,6 @@ _TEXT = [
     (rb"\[", "an array becomes one record a line with: jq -c '.[]'"),
     (rb"\{\Z", "an object over several lines becomes one line with: jq -c ."),
     (rb"(?![{}\]]|\"[^\"]*\"\s*:).*[,;\t]", "CSV becomes JSON lines with: mlr --icsv --ojsonl cat"),
+    (rb"\w+ \w", "lines of text become records with: jq -Rc '{text: .}'"),
 ]
 _NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}

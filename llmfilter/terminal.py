@@ -11,7 +11,7 @@ from bisect import bisect_right
 from itertools import accumulate
 
 from llmfilter.errors import RowError, printable
-from llmfilter.output import write_all
+from llmfilter.output import is_writable, write_all
 
 _TIOCGDEV = 0x80045432  # which device it is, also for /dev/tty (linux/include/uapi/asm-generic/ioctls.h)
 CLEAR = b"\r\x1b[K"  # the line, on which an llmfilter may have a bar
@@ -49,6 +49,11 @@ class Terminal:
             return os.tcgetpgrp(self._fd) == os.getpgrp()
         except OSError as error:
             return error.errno == errno.ENOTTY  # not the one that controls us: nobody is put into its background
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a write would wait, as after Ctrl-S."""
+        return not is_writable(self._fd)
 
     def say(self, message: str) -> None:
         """Write a plain line, in the place of a bar if there is one."""

@@ -212,14 +212,16 @@ def _broken(message: str) -> Retryable:
 def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunError:
     fault = error.os_error
     is_proxy = isinstance(error, aiohttp.ClientProxyConnectionError)
-    words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}: ")
+    words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}:") + " "
     if isinstance(fault, ssl.SSLCertVerificationError):
-        untrusted = Retryable("network", f"{words} its certificate: {printable(fault.verify_message)}")
+        untrusted = Retryable("network", f"{words}its certificate: {printable(fault.verify_message)}")
         untrusted.advice = _advice(fault) or untrusted.advice
         return untrusted
     if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
-        return RunError(f"the server can't be reached: {words} it does not speak TLS: give http://, not https://")
-    return Retryable("network", f"{words} {printable(str(fault))}")
+        return RunError(f"the server can't be reached: {words}it does not speak TLS: give http://, not https://")
+    # The event loop's own words name the address again.
+    why = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else fault.strerror or str(fault)
+    return Retryable("network", f"{words}{printable(why)}")
 
 
 def _advice(fault: ssl.SSLCertVerificationError) -> str:

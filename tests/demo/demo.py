@@ -31,7 +31,7 @@ def main() -> None:
         replayed_s = run(COMMAND, environ)
         if len(first) != rows or sorted(ANSWERS.read_bytes().splitlines()) != first:
             sys.exit(f"{ANSWERS}: not the same {rows} lines as before")
-        print(f"(the same {rows} lines in {replayed_s:.1f} s)")
+        print(f"(the same {rows} lines in {replayed_s:.1f} s; `make install` puts llmfilter on your PATH)")
 
 
 def environment(url: str, cache: str) -> dict[str, str]:

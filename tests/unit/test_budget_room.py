@@ -29,7 +29,7 @@ def test_at_equal_costs_it_is_just_used_up_beyond_a_first_burst(
 
         async def work() -> None:
             while True:
-                await budget.take(lambda: bool(ends))
+                await budget.take(lambda: bool(ends), 0)
                 seconds, fails = sends[next(numbers) % len(sends)]
                 try:
                     if ends:
@@ -54,15 +54,28 @@ def test_who_waits_for_room_goes_on_once_the_run_is_over() -> None:
     async def main() -> None:
         stats, changed, is_over = Stats(), Change(), False
         budget = Budget(10, stats, changed, lambda reason: None)
-        await budget.take(lambda: False)
+        await budget.take(lambda: False, 8)
         stats.billed_completion += 6
         budget.count(6)
-        waiting = asyncio.create_task(budget.take(lambda: is_over))  # 6 and twice 6 would be too many
+        waiting = asyncio.create_task(budget.take(lambda: is_over, 8))  # 6 and twice 6 would be too many
         await asyncio.sleep(1)
         assert not waiting.done()
         is_over = True
         changed.notify()
         await asyncio.sleep(0)
         assert waiting.done()
+
+    run(main())
+
+
+def test_before_the_first_completion_a_request_is_expected_to_cost_what_its_bytes_do() -> None:
+    async def main() -> None:
+        budget = Budget(100, Stats(), Change(), lambda reason: None)
+        waiting = [asyncio.create_task(budget.take(lambda: False, 160)) for _ in range(8)]
+        await asyncio.sleep(1)
+        assert sum(task.done() for task in waiting) == 3  # 40 tokens each: with two there is still room for one
+
+        for task in waiting:
+            task.cancel()
 
     run(main())

@@ -35,13 +35,10 @@ def test_at_most_what_is_in_flight_goes_beyond_it(program: Programs, server: Ser
     assert len(run.lines) == len(server.requests)
 
 
-def test_before_a_first_answer_no_more_than_the_slots_go(program: Programs, server: Server) -> None:
-    server.hold()
-    run = program.start(*ASK, "-j", str(JOBS), "--budget", "1").write(rows(range(COUNT)))
-    server.wait_for(JOBS)
-    server.release()
-    assert run.finish().status == 3
-    assert len(run.lines) == len(server.requests) == JOBS
+def test_of_a_budget_that_one_request_uses_up_no_more_go(program: Programs, server: Server) -> None:
+    run = program.run(*ASK, "-j", str(JOBS), "--budget", "10", input=rows(range(COUNT)))
+    assert run.status == 3
+    assert len(run.lines) == len(server.requests) == 1
 
 
 def test_the_same_command_goes_on_and_what_is_cached_costs_nothing(program: Programs, server: Server) -> None:

@@ -156,6 +156,30 @@ def test_a_server_that_is_gone_for_a_while_costs_no_row(server: Server, program:
         check_all_answered(run.finish(), 500)
 
 
+OUTSPOKEN = """\
+import sys, llmfilter.cli, llmfilter.chat
+llmfilter.chat.SAID_AFTER_S = 0.1
+sys.exit(llmfilter.cli.main())
+"""
+
+
+def test_who_waits_for_a_server_that_is_gone_is_told_so(server: Server, program: Programs, tmp_path: Path) -> None:
+    server.answer = slowly(0.01)
+    command = [sys.executable, program.write("outspoken.py", OUTSPOKEN)]
+    with Front("nginx", NGINX, tmp_path, server, limits="") as front:
+        run = program.start(*ASK, "-u", front.url, "-j", "8", command=command).write(rows(range(300)))
+        server.wait_for(100)
+        front.stop()
+        run.read_said()
+        front.start()
+        run.finish()
+    gone, back = run.said
+    assert "the server does not answer (cannot connect to 127.0.0.1" in gone and "10 minutes at most" in gone
+    assert "onnection refused): waiting for it" in gone and "Errno" not in gone
+    assert back == "llmfilter: the server answers again"
+    assert (run.status, len(run.lines)) == (0, 300)
+
+
 def test_a_server_that_answers_500_to_all_for_a_while_is_probed_and_costs_no_row(
     server: Server, program: Programs
 ) -> None:

@@ -20,7 +20,7 @@ def test_the_first_signal_finishes_what_is_in_flight(program: Programs, server: 
     run.fill(rows(range(5)), server.thread_id)
     run.signal(number)
     run.read_said()
-    assert run.said == [f"llmfilter: {number.name}: finishing 2 requests, which are paid for; once more stops at once"]
+    assert run.said == [f"llmfilter: {number.name}: finishing 2 requests, already paid for; once more stops at once"]
     server.release()
     run.finish()
     assert run.status == -number

@@ -133,11 +133,11 @@ def test_stdin_and_stdout_may_be_non_blocking(program: Programs, server: Server)
         ('exec "$@" <&- >&-', "stdin is closed: give records, like < data.jsonl"),
         (
             'exec "$@" < data.jsonl >> data.jsonl',
-            "stdin and stdout are the same file, which would be lost: write to another one",
+            "stdin and stdout are the same file, which > empties before it can be read: write to another one",
         ),
         (
             'exec "$@" 0<> data.jsonl 1>&0',
-            "stdin and stdout are the same file, which would be lost: write to another one",
+            "stdin and stdout are the same file, which > empties before it can be read: write to another one",
         ),
     ],
 )

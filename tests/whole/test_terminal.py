@@ -206,8 +206,8 @@ def test_without_a_file_the_bar_counts(program: Programs, server: Server, termin
     server.hold(lambda request: request.prompt != "0")
     run = start(program, terminal)
     run.write(rows(range(3)), lambda: len(run.lines) == 1)
-    terminal.wait("1 rows")
-    assert re.fullmatch(r"1 rows · [\d.]+ rows/s · 2 in flight · 10 tokens", terminal.screen[0].strip())
+    terminal.wait("1 row")
+    assert re.fullmatch(r"1 row · [\d.]+ rows/s · 2 in flight · 10 tokens", terminal.screen[0].strip())
 
 
 def test_the_bar_names_the_limit_that_was_found(program: Programs, server: Server, terminal: Terminal) -> None:
@@ -260,7 +260,7 @@ def test_the_bar_follows_the_terminals_width(
     terminal.resize(30)
     server.release(server.wait_for(4)[0])
     run.read_lines(1)
-    terminal.wait_until(lambda screen: terminal.frames[-1].startswith("1 rows"))
+    terminal.wait_until(lambda screen: terminal.frames[-1].startswith("1 row"))
     assert len(terminal.frames[-1]) < 30
 
 
@@ -279,6 +279,22 @@ def test_a_stopped_terminal_stops_no_request(
     terminal.go_on()
     run.finish()
     assert run.status == 0
+
+
+def test_the_bar_makes_way_for_what_the_next_program_in_the_pipe_prints(
+    program: Programs, server: Server, terminal: Terminal
+) -> None:
+    server.hold()
+    program.write("data.jsonl", rows(range(3)))
+    shell = open_shell(program, terminal, "-j", "3")
+    shell.type("ask < data.jsonl | sed -u s/.*/seen/\n")
+    shell.wait("3 in flight")
+    server.release(server.requests[0])
+    shell.wait("seen")
+    shell.wait("2 in flight")  # the bar is back, below
+    assert "seen" in [line.strip() for line in shell.screen]
+    server.release()
+    shell.wait("3 answered")
 
 
 def test_of_two_on_one_terminal_one_draws_until_it_ends(
@@ -313,7 +329,7 @@ def test_with_stderr_in_a_file_the_bar_is_on_the_terminal(
     open_shell(program, terminal, "-j", "4").type(f"ask {TO_FILES}\n")
     assert "26 rows" in terminal.wait("4 in flight").screen[-1]
     terminal.type(INTERRUPT)
-    terminal.wait("llmfilter: SIGINT: finishing 4 requests, which are paid for; once more stops at once")
+    terminal.wait("llmfilter: SIGINT: finishing 4 requests, already paid for; once more stops at once")
     terminal.wait_until(lambda screen: screen[-1].startswith("finishing 4 requests · 26 rows"))
     server.release()
     terminal.wait(" rows in 0:")
@@ -474,7 +490,7 @@ def test_sigusr1_says_in_one_line_how_far_it_is(program: Programs, server: Serve
     server.wait_for(3)
     run.signal(signal.SIGUSR1)
     run.read_said()
-    assert re.fullmatch(rb"llmfilter: 1 rows, [\d.]+ rows/s, 2 in flight, 10 tokens\n", run.stderr)
+    assert re.fullmatch(rb"llmfilter: 1 row, [\d.]+ rows/s, 2 in flight, 10 tokens\n", run.stderr)
     server.release()
     run.finish()
     assert (run.status, len(run.rows), len(run.said)) == (0, 5, 1)

@@ -194,14 +194,14 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         type=_count,
         default=5,
-        help="attempts after the first, for faults; waiting out a rate limit uses none up (default: 5)",
+        help="extra attempts after a fault; waiting out a rate limit uses none up (default: 5)",
     )
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
         default=600.0,
-        help="for one attempt, whole (default: 600)",
+        help="for one whole attempt (default: 600)",
     )
     group.add_argument(
         "--rpm",
@@ -214,7 +214,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--budget",
         metavar="TOKENS",
         type=_positive,
-        help="end the run when so many tokens, of prompts and answers, have been billed in it",
+        help="end the run when so many tokens, of prompts and answers, have been billed in it; what is in flight then goes beyond",
     )
     group.add_argument(
         "--cache",

@@ -214,7 +214,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--budget",
         metavar="TOKENS",
         type=_positive,
-        help="end the run when so many tokens, of prompts and answers, have been billed in it; what is in flight then goes beyond",
+        help="end the run when so many tokens, of prompts and answers, have been billed in it; "
+        "what is in flight then goes beyond",
     )
     group.add_argument(
         "--cache",

@@ -1,4 +1,7 @@
-"""README.md against the program. After a change of the help, run this file: it writes the help into README.md."""
+"""README.md against the program.
+
+After a change of the help, `PYTHONPATH=tests python tests/whole/test_readme.py` writes it into README.md.
+"""
 
 import argparse
 import re
@@ -43,7 +46,7 @@ def readme_help() -> str:
 
 
 def test_the_help_in_the_readme_is_the_programs() -> None:
-    assert readme_help() == program_help(), "python tests/whole/test_readme.py mends it"
+    assert readme_help() == program_help(), "PYTHONPATH=tests python tests/whole/test_readme.py mends it"
 
 
 @pytest.mark.parametrize("action", make_parser()._actions, ids=lambda action: action.dest)

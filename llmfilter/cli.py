@@ -154,11 +154,8 @@ async def run(args: Namespace) -> int:
     for line in ending(pipeline):
         say(line, beside)
     if shown_on and not pipeline.report():
-        for line in summary(stats):
-            shown_on.say(line)
-    if pipeline.stopped:
-        return pipeline.stopped.status
-    return 1 if stats.failed else 0
+        shown_on.say(*summary(stats))
+    return pipeline.stopped.status if pipeline.stopped else int(stats.failed > 0)
 
 
 def bytes_left(fd: int) -> int | None:

@@ -58,8 +58,9 @@ class Progress:
 
     def write_stdout(self, lines: bytes, write: Write) -> None:
         """Write answers; what reads them from a pipe may print something of its own where the bar is."""
-        if self._bar:
-            self._bar.step_aside()
+        bar = self._bar  # the loop may take it away meanwhile
+        if bar:
+            bar.step_aside()
         write(lines)
 
     def tell(self, message: str, terminal: Terminal) -> None:

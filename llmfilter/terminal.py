@@ -55,10 +55,10 @@ class Terminal:
         """Whether a write would wait, as after Ctrl-S."""
         return not is_writable(self._fd)
 
-    def say(self, message: str) -> None:
-        """Write a plain line, in the place of a bar if there is one."""
-        line = f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")
-        self.write(CLEAR + line if self.has_bars else line)
+    def say(self, *messages: str) -> None:
+        """Write plain lines, in the place of a bar if there is one."""
+        lines = "".join(f"llmfilter: {message}\n" for message in messages).encode("utf-8", "backslashreplace")
+        self.write(CLEAR + lines if self.has_bars else lines)
 
     def write(self, data: bytes) -> None:
         """Write in the foreground, and nothing elsewhere; where the terminal has gone, nobody misses it."""

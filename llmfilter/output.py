@@ -125,7 +125,8 @@ class Output:
 
     describe: makes the line of a row that failed; on_failure gets the error of a stream that can't be
     written any more; changed: tells those who wait for room that there may be some, as anybody may do who
-    makes room elsewhere; size: bytes that are not written yet.
+    makes room elsewhere; size: bytes that are not written yet; is_over: set once no line will come that
+    others wait for, so that what is there comes out.
     """
 
     on_failure: Callable[[Exception], None] = staticmethod(lambda error: None)
@@ -133,6 +134,7 @@ class Output:
     def __init__(self, stdout: Write, stderr: Write, keep_order: bool, describe: Describe) -> None:
         self._describe = describe
         self.changed = Change()
+        self.is_over = False
         self._stdout = Writer(stdout, self._count_written)
         self._stderr = Writer(stderr, self._count_written)
         self._order = Order(self._emit_in_turn) if keep_order else None
@@ -173,6 +175,8 @@ class Output:
             await self.changed.until(lambda: self._has_room_for(number))
 
     def _has_room_for(self, number: int) -> bool:
+        if self.is_over:
+            return True
         # What waits for its turn must not keep the line out that it waits for.
         if self._order and number == self._order.next:
             return self.size - self._order.size < BUFFER_BYTES

@@ -106,6 +106,7 @@ class Pipeline:
         """Take nothing more and send nothing more, but wait for what is at the server: it is paid for."""
         if self.stopped is None:
             self.stopped = stop
+            self.output.is_over = True
             self._rows.stop()
             self._in_flight.abandon_queue()
             if self._chat:

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from program import ASK, Programs, rows
-from server import PATIENCE_S, Server, echo, error
+from server import PATIENCE_S, Server, completion, echo, error
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -195,3 +195,16 @@ def test_a_shell_sees_128_and_the_signals_number(program: Programs, server: Serv
     server.release()
     run.finish()
     assert run.lines[-1] == b"%d" % (128 + number)
+
+
+def test_with_k_a_stop_does_not_wait_for_a_line_that_never_comes(program: Programs, server: Server) -> None:
+    """The first row backs off while those behind it hold more than what may wait for its line."""
+    later = error(503, "no room", {"Retry-After": "300"})
+    server.answer = lambda request: later if request.prompt == "0" else completion({"fat": "x" * 300_000})
+    run = program.start(*ASK, "-k", "-j", "8").write(rows(range(8)))
+    server.wait_answered(8)
+    run.signal(signal.SIGINT)
+    run.finish()
+    assert run.status == -signal.SIGINT
+    assert [row["id"] for row in run.rows] == list(range(1, 8))
+    assert "stopped at line 1" in run.said[-1]

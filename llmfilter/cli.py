@@ -88,8 +88,9 @@ def check_files(jobs: int) -> None:
     if soft == resource.RLIM_INFINITY or needed <= soft:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
-        most = max(1, hard - _FILES_BESIDE)
-        raise UsageError(f"-j {jobs} needs {needed} open files, {hard} are allowed: raise ulimit -n, or give -j {most}")
+        most = hard - _FILES_BESIDE
+        instead = f", or give -j {most}" if most > 0 else ""
+        raise UsageError(f"-j {jobs} needs {needed} open files, {hard} are allowed: raise ulimit -n{instead}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

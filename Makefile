@@ -36,8 +36,8 @@ bench-limits: .venv/dev  ## how a limit is found, on simulated servers, beside a
 bench-limits-live: .venv/dev  ## the same with the real program, on the real clock (LIMITS="'chance 5 %'")
 	@$(BIN)/python tests/bench/limits_live.py . $(LIMITS)
 
-lint: .venv/dev  ## ruff and mypy --strict
-	@$(BIN)/ruff check
+lint: .venv/dev  ## ruff, its formatter and mypy --strict
+	@$(BIN)/ruff check && $(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
 
 install: python  ## install the command, its manual page and completions below PREFIX (~/.local)

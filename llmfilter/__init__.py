@@ -1,27 +1,22 @@
 """llmfilter: run a language model over JSON lines, as a Unix filter.
 
-The modules, in the order in which a row meets them:
+The rooms, in the order in which a row meets them:
 
-    cli         argv, environment, streams, signals, exit status
-    options     the command line: what may be typed (man: the manual page from it)
-    job         what was typed → what is done with each row; wrong usage shows here (endpoint: where to)
-    pipeline    one run, every stage in order
-    rows        stdin → blocks of lines → records
-    prompt      record → request body
-    cache       LMDB: answers that were paid for
-    replay      such an answer → output line
-    preview     what is printed instead of being sent: -n, --to-batch
-    inflight    requests under way: who shares one, who has a slot, which line is the first unfinished
-    conversation  sent, sent again, asked again, until an answer passes (breaker, budget: what ends a run)
-    chat        one request, when the server's limits allow it (faults: what an error means; limit)
-    wire        aiohttp: one request out, one bounded answer in (quick: its fast way; deadlines: its timeout)
-    completion  response body → the model's content
-    answer      content → one JSON object that passed its checks (schema)
-    output      answers to stdout, error lines to stderr
-    progress    how far it is: SIGUSR1, summary (bar: while it runs; terminal: who may write where)
+    cli         argv, the standard streams; options: what may be typed (man: the manual page from it)
+    session     one run and its user: signals, progress, the last words, the exit status
+    job         what was typed → what is done with each row; wrong usage shows here
+    pipeline    the frame of every run
+    input/      stdin → blocks of lines → records → request bodies
+    cache/      answers that were paid for, durable; replay: such an answer → output line
+    modes/      what is done with a row: asked (conversation), printed (dry_run, to_batch), stored (from_batch)
+    server/     one request, when its limits allow it (limit/), over aiohttp (exchange, direct)
+    api/        what the protocol's bytes mean: completion, faults
+    answers/    the model's content → one JSON object that passed its checks
+    output/     answers to stdout, error lines to stderr; the terminal, its bar, the summary
 
-Beside them: load (--from-batch: a run that only fills the cache), record (JSON as bytes), batches (a
-thread for blocking calls), stats, figures, errors, typos.
+Leaves, which all may use: errors (named by their remedy), words (for people), jsontext (JSON as bytes),
+stats (counters), worker (a thread for blocking calls). Each folder's docstring says what it promises,
+what it may import and what it keeps to itself.
 """
 
 __version__ = "0.1.0"

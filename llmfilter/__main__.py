@@ -1,4 +1,4 @@
-"""python -m llmfilter"""
+"""Run the command as `python -m llmfilter`."""
 
 import sys
 

@@ -1,17 +1,10 @@
 """What can go wrong, named by its remedy."""
 
-import re
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# What a terminal would obey (C0, DEL and C1: ECMA-48), or take for a line's end.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one alone, UTF-8 may not
-
-
 OUT_OF_MEMORY = "out of memory: raise ulimit -v, or give smaller records or a smaller -j"
 
 
@@ -66,21 +59,16 @@ class Retryable(RowError):
     advice = "check -u (or $OPENAI_BASE_URL)"
 
 
+_SHOWN = 1000  # characters of a body that is no completion
+
+
+class Faulty(Retryable):
+    """A 200 that is no answer: kind `server`; document: what was parsed of it."""
+
+    def __init__(self, message: str, body: bytes, document: Any = None) -> None:
+        super().__init__("server", message, raw=body[: 4 * _SHOWN].decode("utf-8", "replace")[:_SHOWN])
+        self.document = document
+
+
 class Abandoned(Exception):
     """The run is stopping: this row gets neither an answer nor an error line."""
-
-
-def describe_bug(bug: BaseException) -> str:
-    """Return what to say of a bug in llmfilter: what it is, where, and that it should be reported."""
-    at = bug.__traceback__
-    while at and at.tb_next:
-        at = at.tb_next
-    place = f" in {at.tb_frame.f_code.co_name}, line {at.tb_lineno} of {at.tb_frame.f_code.co_filename}" if at else ""
-    return printable(f"a bug in llmfilter, please report it with this line: {type(bug).__name__}: {bug}{place}")
-
-
-def printable(text: str, most: int = 500) -> str:
-    """Return foreign text fit for one line on a terminal, encodable as UTF-8 and of at most `most` characters."""
-    text = text[: 20 * most]  # what comes behind is not looked at
-    text = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from llmfilter import __version__
-from llmfilter.errors import UsageError, printable
-from llmfilter.typos import did_you_mean
+from llmfilter.errors import UsageError
+from llmfilter.words import did_you_mean, printable
 
 EXAMPLES = """\
 examples:

@@ -18,21 +18,25 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from llmfilter.answer import Answer
-from llmfilter.breaker import Breaker
-from llmfilter.budget import Budget
-from llmfilter.completion import Completion, pack
-from llmfilter.conversation import Conversation
-from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError, describe_bug, printable
-from llmfilter.inflight import QUEUED_MOST, InFlight, Request
-from llmfilter.output import BUFFER_BYTES, Output
-from llmfilter.replay import Parsed, Replay
-from llmfilter.rows import Row, Rows, parse_records
-from llmfilter.stats import Stats
+from llmfilter.answers.checks import Answer
+from llmfilter.api.completion import Completion
+from llmfilter.cache.replay import Replay
+from llmfilter.cache.stored import pack
+from llmfilter.errors import OUT_OF_MEMORY, Abandoned, RowError, RunError
+from llmfilter.input.reader import Rows
+from llmfilter.input.records import Parsed, Row, parse_records
+from llmfilter.modes.budget import Budget
+from llmfilter.modes.conversation import Conversation
+from llmfilter.modes.hopeless import Breaker
+from llmfilter.modes.under_way import QUEUED_MOST, InFlight, Request
+from llmfilter.output.lines import BUFFER_BYTES, Output
+from llmfilter.stats import Snapshot, Stats
+from llmfilter.words import describe_bug, printable
 
 if TYPE_CHECKING:
-    from llmfilter.chat import Chat
     from llmfilter.job import Job
+    from llmfilter.server.client import Chat
+
 
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
 _KEY_MOST = 100  # characters of a key that are shown
@@ -44,23 +48,6 @@ class Stop(NamedTuple):
 
     status: int
     reason: str | None
-
-
-class Snapshot(NamedTuple):
-    """How far a run is.
-
-    bytes_done: about how much of the input has its lines; at_server: requests under way there; held:
-    whether answers wait for the reader of the output; first_unfinished: the lowest line without an
-    outcome, or None; limit: what was found of the server's limit, if any; waits_s: for how long nothing
-    has come back from the server but refusals and faults.
-    """
-
-    bytes_done: float
-    at_server: int
-    held: bool
-    first_unfinished: int | None
-    limit: str | None
-    waits_s: float
 
 
 class Pipeline:

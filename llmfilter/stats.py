@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 _BUCKETS = 50  # of the histogram for each factor of e: 2 % wide
 
@@ -116,3 +116,20 @@ class Stats:
             },
             "seconds": round(seconds, 3),
         }
+
+
+class Snapshot(NamedTuple):
+    """How far a run is.
+
+    bytes_done: about how much of the input has its lines; at_server: requests under way there; held:
+    whether answers wait for the reader of the output; first_unfinished: the lowest line without an
+    outcome, or None; limit: what was found of the server's limit, if any; waits_s: for how long nothing
+    has come back from the server but refusals and faults.
+    """
+
+    bytes_done: float
+    at_server: int
+    held: bool
+    first_unfinished: int | None
+    limit: str | None
+    waits_s: float

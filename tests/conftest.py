@@ -12,8 +12,8 @@ from shell import Shell
 
 # As with an aiohttp whose inside is not known.
 SESSION = """\
-import sys, llmfilter.cli, llmfilter.quick
-llmfilter.quick.is_known = lambda: False
+import sys, llmfilter.cli, llmfilter.server.direct
+llmfilter.server.direct.is_known = lambda: False
 sys.exit(llmfilter.cli.main())
 """
 

@@ -1,7 +1,7 @@
-# ruff: noqa: E402, E501
+# ruff: noqa: E402
 """A limit's table: each case beside an oracle that knows the limit, and beside the version before.
 
-    python tests/bench/limits.py [PART OF A NAME] [--only-new]
+python tests/bench/limits.py [PART OF A NAME] [--only-new]
 """
 
 import math
@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from pace_before import Pace
 from simulated import Bucket, Case, Fixed, Outcome, Sliding, Slots, drive, log_normal, oracle_s, run, uniform
 
-from llmfilter.limit import Limit
+from llmfilter.server.limit.limit import Limit
 
 
 class Before:
@@ -75,8 +75,15 @@ def cases() -> list[Case]:
         Case("slots 32 and a queue of 64, 3 s", lambda: [Slots(96)], 400, 3000, long, queue=64),
     ]
     for rate, answer_s, jobs in (
-        (1, short, 8), (10, short, 32), (50, short, 64), (200, short, 400), (200, long, 1500), (1000, short, 1000),
-        (50, log_normal(0.001), 64), (1000, log_normal(0.01), 200), (3000, log_normal(0.005), 200),
+        (1, short, 8),
+        (10, short, 32),
+        (50, short, 64),
+        (200, short, 400),
+        (200, long, 1500),
+        (1000, short, 1000),
+        (50, log_normal(0.001), 64),
+        (1000, log_normal(0.01), 200),
+        (3000, log_normal(0.005), 200),
     ):
         rows = min(60000, max(100, 60 * rate)) if rate < 1000 else 30 * rate
         length = answer_s(random.Random(1))
@@ -92,7 +99,15 @@ def cases() -> list[Case]:
         Case("fixed 3 a minute", lambda: [Fixed(3, 60.0)], 8, 60, short, is_free_tier=True),
         Case("fixed 20 a minute", lambda: [Fixed(20, 60.0)], 16, 400, short, is_free_tier=True),
         Case("fixed 20 a minute, 3 s, half over", lambda: [Fixed(20, 60.0, 30.0)], 32, 400, long, is_free_tier=True),
-        Case("fixed 20 a minute, Retry-After 10", lambda: [Fixed(20, 60.0)], 16, 400, short, after_s=10.0, is_free_tier=True),
+        Case(
+            "fixed 20 a minute, Retry-After 10",
+            lambda: [Fixed(20, 60.0)],
+            16,
+            400,
+            short,
+            after_s=10.0,
+            is_free_tier=True,
+        ),
         Case("sliding 3 a minute", lambda: [Sliding(3, 60.0)], 8, 60, short, is_free_tier=True),
         Case("sliding 20 a minute", lambda: [Sliding(20, 60.0)], 16, 400, short, is_free_tier=True),
         Case("--rpm 300, slots 8", lambda: [Slots(8)], 64, 600, short, per_s_most=5.0),
@@ -101,7 +116,13 @@ def cases() -> list[Case]:
         Case("slots 20 and 100/s, uniform", lambda: [Slots(20), Bucket(100, 20)], 128, 3000, even),
         Case("slots 16 then 8 then 16", lambda: [Slots(lambda t: 8 if 15 < t < 45 else 16)], 128, 2400, short),
         Case("slots 100 then 50 then 100", lambda: [Slots(lambda t: 50 if 15 < t < 45 else 100)], 400, 15000, short),
-        Case("bucket 200/s then 100 then 200", lambda: [Bucket(lambda t: 100 if 15 < t < 45 else 200, 40)], 400, 12000, short),
+        Case(
+            "bucket 200/s then 100 then 200",
+            lambda: [Bucket(lambda t: 100 if 15 < t < 45 else 200, 40)],
+            400,
+            12000,
+            short,
+        ),
         Case("slots 20, a tenant takes 0 to 12", lambda: [Slots(lambda t: 20 - int(t / 5) * 7 % 13)], 128, 2400, short),
         Case("away 20 s, slots 8", lambda: [Slots(8)], 64, 1500, short, outage=(10.0, 30.0)),
         Case("away 20 s, no limit", lambda: [], 64, 6000, short, outage=(10.0, 30.0)),
@@ -144,8 +165,14 @@ def row(index_and_only: tuple[int, bool]) -> tuple[int, str, bool]:
     is_reached = used >= least and new.refused_share <= refused_most and new.rows == case.rows
     before = "|  |  " if only_new else _columns(best_s, measure(case, False))
     mark = "" if is_reached else " **missed**"
-    return index, (f"| {case.name}, `-j {case.jobs}`, {case.rows} rows | {best_s:.1f} s {_columns(best_s, new)}"
-                   f"| {new.refused} | {new.found or ''} {before}|{mark}"), is_reached
+    return (
+        index,
+        (
+            f"| {case.name}, `-j {case.jobs}`, {case.rows} rows | {best_s:.1f} s {_columns(best_s, new)}"
+            f"| {new.refused} | {new.found or ''} {before}|{mark}"
+        ),
+        is_reached,
+    )
 
 
 def _columns(best_s: float, outcome: Outcome) -> str:
@@ -157,8 +184,10 @@ def main() -> None:
     only_new = "--only-new" in sys.argv
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     chosen = [i for i, case in enumerate(cases()) if all(word in case.name for word in words)]
-    print("| server | oracle | of it | refused after the first burst | refused in all | found "
-          "| before: of the oracle | refused | |")
+    print(
+        "| server | oracle | of it | refused after the first burst | refused in all | found "
+        "| before: of the oracle | refused | |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with multiprocessing.Pool(2) as pool:
         missed = 0

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """The real program, on the real clock, at servers with limits; prints a Markdown table.
 
     python tests/bench/limits_live.py [TREE [CASE …]]
@@ -121,7 +120,9 @@ async def measure(name: str, tree: str) -> str:
             sys.executable, "-m", "llmfilter", "-p", "p.md", "-m", "m", "-u", url, "-j", str(case.jobs), "--no-cache",
             stdin=-1, stdout=-1, stderr=-1, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(tree).resolve())},
         )  # fmt: skip
-        out, err = await program.communicate(b"".join(json.dumps({"id": each}).encode() + b"\n" for each in range(case.rows)))
+        out, err = await program.communicate(
+            b"".join(json.dumps({"id": each}).encode() + b"\n" for each in range(case.rows))
+        )
     seconds = time.monotonic() - case.started_at
     later = [is_taken for at, is_taken in case.verdicts if at > BURST_S]
     lost, errors = case.rows - out.count(b"\n"), err.count(b"\n")

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmfilter.errors import RowError, attempt, describe_bug, printable
+from llmfilter.errors import RowError, attempt
+from llmfilter.words import describe_bug, printable
 
 # As a list: of one alphabet the odd ones would be rare.
 odd = st.sampled_from("\x1b\r\n\t\x7f\x85\x9b\u2028\u2029\ud800\udfff ")

@@ -9,22 +9,16 @@ from typing import Any
 import pytest
 from strategies import exact
 
+from llmfilter.answers.checks import make_checks
+from llmfilter.cache.folder import cache_folder
+from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
-from llmfilter.job import (
-    cache_folder,
-    check_text,
-    make_checks,
-    open_cache,
-    peek_keys,
-    read_file,
-    read_schema,
-    read_system,
-    request_fields,
-    response_format,
-)
+from llmfilter.input.records import peek_keys
+from llmfilter.input.request import Prompt, request_fields, response_format
+from llmfilter.input.template import Field, parse_prompt
+from llmfilter.job import check_text, read_file, read_schema, read_system
+from llmfilter.jsontext import parse_json
 from llmfilter.options import make_parser
-from llmfilter.prompt import Field, Prompt, parse_prompt
-from llmfilter.record import parse_json
 
 JSON = {"type": "json_object"}
 

@@ -12,7 +12,7 @@ from llmfilter.man import render
 from llmfilter.options import make_parser
 from llmfilter.stats import Stats
 
-SOURCES = [path.read_text("utf-8") for path in Path(llmfilter.__file__).parent.glob("*.py")]
+SOURCES = [path.read_text("utf-8") for path in Path(llmfilter.__file__).parent.rglob("*.py")]
 
 
 def section(title: str) -> str:

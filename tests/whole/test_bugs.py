@@ -9,7 +9,9 @@ from server import Server
 # Breaks a place for the row whose id is `bug`.
 LAUNCHER = """\
 import sys
-import llmfilter.cache, llmfilter.cli, llmfilter.conversation, llmfilter.output, llmfilter.pipeline, llmfilter.prompt
+import llmfilter.cache.replay, llmfilter.cache.store, llmfilter.cli, llmfilter.input.request
+import llmfilter.output.writer, llmfilter.pipeline
+from llmfilter.modes.conversation import Conversation
 
 def spoil(place, name, is_meant):
     sound = getattr(place, name)
@@ -24,12 +26,12 @@ llmfilter.pipeline._BUG_S = 1.0
 sys.exit(llmfilter.cli.main())
 """
 PLACES = {
-    "request": "spoil(llmfilter.prompt.Prompt, 'body', lambda prompt, record, raw: record == {'id': 'bug'})",
+    "request": "spoil(llmfilter.input.request.Prompt, 'body', lambda prompt, record, raw: record == {'id': 'bug'})",
     "look-up": "spoil(llmfilter.pipeline.Pipeline, '_look_up', lambda pipeline, rows, *_: rows[0][2] == {'id': 'bug'})",
-    "answer": "spoil(llmfilter.conversation.Conversation, '_parse', lambda _, completion: 'bug' in completion.content)",
-    "line": "spoil(llmfilter.replay.Replay, 'join', lambda _, number, raw, *rest: b'bug' in raw)",
-    "written": "spoil(llmfilter.output.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",
-    "stored": "spoil(llmfilter.cache.Cache, '_committed', lambda cache, batch, error: b'bug' in batch[0][1])",
+    "answer": "spoil(Conversation, '_parse', lambda _, completion: 'bug' in completion.content)",
+    "line": "spoil(llmfilter.cache.replay.Replay, 'join', lambda _, number, raw, *rest: b'bug' in raw)",
+    "written": "spoil(llmfilter.output.writer.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",
+    "stored": "spoil(llmfilter.cache.store.Cache, '_committed', lambda cache, batch, error: b'bug' in batch[0][1])",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from program import ASK, Program, Programs, rows
 from server import PATIENCE_S, Request, Response, Server, completion
 
-from llmfilter.cache import Cache
+from llmfilter.cache.store import Cache
 
 ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
 
@@ -68,7 +68,8 @@ def test_a_network_file_system_is_refused(program: Programs, server: Server) -> 
     program.write("mounts", mount + "\n")
     program.write(
         "launch.py",
-        "import sys, llmfilter.cache, llmfilter.cli\nllmfilter.cache.MOUNTS = 'mounts'\nsys.exit(llmfilter.cli.main())",
+        "import sys, llmfilter.cache.folder, llmfilter.cli\n"
+        "llmfilter.cache.folder.MOUNTS = 'mounts'\nsys.exit(llmfilter.cli.main())",
     )
     run = program.run(*ASK, input=rows([1]), command=[sys.executable, "launch.py"])
     assert is_refused(run, server, "nfs4", "--cache /local/dir")
@@ -125,9 +126,7 @@ def test_a_tree_with_several_values_under_a_key_is_refused(program: Programs, se
 
 
 @pytest.mark.parametrize("spoilt", [b"\xff", b"\0"], ids=["ones", "zeros"])
-def test_a_file_with_overwritten_pages_is_gone_on_without(
-    program: Programs, server: Server, spoilt: bytes
-) -> None:
+def test_a_file_with_overwritten_pages_is_gone_on_without(program: Programs, server: Server, spoilt: bytes) -> None:
     ask_3(program)
     data = program.cache / "data.mdb"
     content = data.read_bytes()
@@ -232,7 +231,8 @@ def test_while_another_process_holds_it_in_mid_commit_that_is_said(program: Prog
     ask_3(program)
     program.write(
         "launch.py",
-        "import sys, llmfilter.cache, llmfilter.cli\nllmfilter.cache._SLOW_S = 0.1\nsys.exit(llmfilter.cli.main())",
+        "import sys, llmfilter.cache.store, llmfilter.cli\n"
+        "llmfilter.cache.store._SLOW_S = 0.1\nsys.exit(llmfilter.cli.main())",
     )
     with lmdb.open(str(program.cache)) as env:
         with env.begin(write=True):

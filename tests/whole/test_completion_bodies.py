@@ -12,7 +12,7 @@ from server import Request, Response, Server, completion
 from test_error_bodies import KEY, check_line
 
 ROWS = 5_000
-FOLDER = Path(__file__).parents[1] / "unit" / "answers"
+FOLDER = Path(__file__).parents[1] / "unit" / "api" / "bodies"
 CASES = [
     case.rpartition("\n>>> ")
     for path in sorted(FOLDER.glob("*.txt"))

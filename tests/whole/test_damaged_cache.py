@@ -17,7 +17,7 @@ PAGE_BYTES = 4096
 # One process that has loaded everything, and a fork of it for each copy: starting takes longer than the run.
 LAUNCHER = """\
 import os, signal, sys
-import llmfilter.chat, llmfilter.pipeline, llmfilter.progress, uvloop
+import llmfilter.server.client, llmfilter.pipeline, llmfilter.output.progress, llmfilter.session, uvloop
 from llmfilter.cli import main
 
 AT_ONCE, TIMEOUT_S = 4, 30

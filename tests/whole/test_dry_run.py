@@ -9,7 +9,7 @@ import pytest
 from program import ASK, Programs, rows
 from server import Response, Server, error
 
-from llmfilter.preview import measure
+from llmfilter.modes.dry_run import measure
 
 REMOTE = "https://api.example.com/v1"
 # Where the tests run as root: without its right to go anywhere.

@@ -157,8 +157,8 @@ def test_a_server_that_is_gone_for_a_while_costs_no_row(server: Server, program:
 
 
 OUTSPOKEN = """\
-import sys, llmfilter.cli, llmfilter.chat
-llmfilter.chat.SAID_AFTER_S = 0.1
+import sys, llmfilter.cli, llmfilter.server.client
+llmfilter.server.client.SAID_AFTER_S = 0.1
 sys.exit(llmfilter.cli.main())
 """
 
@@ -199,8 +199,8 @@ def test_a_server_that_answers_500_to_all_for_a_while_is_probed_and_costs_no_row
 
 
 IMPATIENT = """\
-import sys, llmfilter.cli, llmfilter.limit
-llmfilter.limit.GIVE_UP_REFUSALS, llmfilter.limit.GIVE_UP_S = 3, 0.5
+import sys, llmfilter.cli, llmfilter.modes.conversation
+llmfilter.modes.conversation.GIVE_UP_REFUSALS, llmfilter.modes.conversation.GIVE_UP_S = 3, 0.5
 sys.exit(llmfilter.cli.main())
 """
 

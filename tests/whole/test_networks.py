@@ -405,7 +405,9 @@ def test_a_certificate_for_another_name_is_one_plain_line(
 
 def test_a_server_without_tls_asked_with_it_is_one_plain_line(program: Programs) -> None:
     with NoTls() as plain:
-        check_ended(ask(program, f"https://127.0.0.1:{plain.port}/v1"), f"127.0.0.1:{plain.port}", "TLS", "give http://")
+        check_ended(
+            ask(program, f"https://127.0.0.1:{plain.port}/v1"), f"127.0.0.1:{plain.port}", "TLS", "give http://"
+        )
 
 
 def test_a_server_with_tls_asked_without_it_is_one_plain_line(program: Programs, tls: ssl.SSLContext) -> None:

@@ -14,7 +14,7 @@ import pytest
 from program import ASK, COMMAND, Programs, rows
 from server import Reply, Request, Response, Server, completion, echo, error
 
-from llmfilter.wire import BODY_BYTES_MAX
+from llmfilter.server.exchange import BODY_BYTES_MAX
 
 pytestmark = pytest.mark.each_way
 GOOD = completion({"answer": 1})
@@ -151,9 +151,7 @@ def test_a_kept_alive_connection_that_died_costs_no_row(server: Server, program:
 
 
 @pytest.mark.parametrize("reply", [None, b""], ids=["reset", "closed"])
-def test_a_kept_alive_connection_that_breaks_costs_no_attempt(
-    reply: Reply, server: Server, program: Programs
-) -> None:
+def test_a_kept_alive_connection_that_breaks_costs_no_attempt(reply: Reply, server: Server, program: Programs) -> None:
     """Sent again at once, on a connection of its own, and once only."""
     # The second request breaks, the third is the same on a connection of its own, the fourth opens one to keep, …
     server.answer = lambda request: reply if len(server.requests) % 3 == 2 else GOOD

@@ -9,7 +9,7 @@ import pytest
 from program import ASK, Programs, rows
 from server import PATIENCE_S, Request, Response, Server, completion
 
-from llmfilter.rows import LINE_BYTES_MAX, SHOWN_BYTES
+from llmfilter.input.reader import LINE_BYTES_MAX, SHOWN_BYTES
 
 ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
 
@@ -222,7 +222,8 @@ def test_where_no_thread_can_be_started_one_line_says_so(program: Programs) -> N
     nobody = 54321
     program.write(
         "launch.py",
-        "import os, resource, sys, llmfilter.cli, llmfilter.job, llmfilter.pipeline, llmfilter.progress, uvloop\n"
+        "import os, resource, sys, uvloop\n"
+        "import llmfilter.cli, llmfilter.job, llmfilter.pipeline, llmfilter.session, llmfilter.output.progress\n"
         "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
         f"os.geteuid() or os.setuid({nobody})\n"  # root may have any number
         "sys.exit(llmfilter.cli.main())\n",

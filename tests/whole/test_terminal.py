@@ -240,7 +240,7 @@ def test_error_lines_stand_whole_above_the_bar(program: Programs, server: Server
     *errors, bar = terminal.screen
     assert BAR in bar
     assert [line[:42] for line in sorted(errors)] == [
-        f"line {each}: http: HTTP 400: [red]no[/red]: {{\"i" for each in (1, 2, 3)
+        f'line {each}: http: HTTP 400: [red]no[/red]: {{"i' for each in (1, 2, 3)
     ]
     assert all(len(line) == 79 and line.endswith("…") for line in errors)
     assert all(str(record)[:10].replace("'", '"') in " ".join(errors) for record in records)

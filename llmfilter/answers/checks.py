@@ -1,0 +1,98 @@
+"""What an answer must be, and how it goes into the record. Pure."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmfilter.answers.content import extract, parse_text
+from llmfilter.errors import RowError, UsageError
+from llmfilter.jsontext import dump_text, join, members, one_line, parse_json, splice
+from llmfilter.words import did_you_mean, printable
+
+if TYPE_CHECKING:
+    from llmfilter.answers.schema import Schema
+
+
+_FAULTS_MOST = 5
+# A JSON object as bytes in one line, and the same parsed: splicing needs its keys.
+Answer = tuple[bytes, Mapping[str, Any]]
+
+
+class Checks:
+    """What an answer must be, and how it goes into the record.
+
+    schema: it must satisfy it; fields: the keys to keep, all of which must be there; key: put it
+    under this key instead of merging it; is_text: any text is an answer, under `key`; response: the
+    key of the server's whole response beside the answer, or None.
+    takes_any: any object is an answer, and goes in as it is.
+    """
+
+    def __init__(
+        self,
+        schema: "Schema | None" = None,
+        fields: Sequence[str] = (),
+        key: str | None = None,
+        is_text: bool = False,
+        response: str | None = None,
+    ) -> None:
+        self._schema = schema
+        self._fields = list(dict.fromkeys(fields))
+        self._key = key
+        self._is_text = is_text
+        self.response = response
+        self.takes_any = not (schema or fields or key is not None or is_text)
+
+    def parse(self, content: str) -> Answer:
+        """Return the answer in a content; raise RowError (`unparsable`, `invalid`)."""
+        if self._is_text:
+            return _under("answer" if self._key is None else self._key, dump_text(parse_text(content)))
+        text, value = extract(content)
+        if self.takes_any:
+            return text, value
+        self._check(value, content)
+        if self._fields and len(value) > len(self._fields):
+            text = join([part for part in members(text) if part[0] in self._fields])
+            value = dict.fromkeys(self._fields)
+        return (text, value) if self._key is None else _under(self._key, text)
+
+    def parse_whole(self, content: str) -> Answer | None:
+        """Return the answer in a content that is nothing but one JSON object, or None."""
+        if self._is_text or not content.rstrip().endswith("}"):
+            return None
+        try:
+            if not isinstance(parse_json(content), dict):
+                return None
+            return self.parse(content)
+        except (ValueError, RowError):
+            return None
+
+    def add_response(self, answer: Answer, body: bytes) -> Answer:
+        """Return an answer with the body that it came in under `response`, in one line."""
+        assert self.response is not None
+        member, keys = _under(self.response, one_line(body.decode()))
+        return splice(*answer, member, keys)[:-1], {**answer[1], **keys}
+
+    def _check(self, value: dict[str, Any], content: str) -> None:
+        missing = [name for name in self._fields if name not in value]
+        faults = [f"the key {name!r} is missing{did_you_mean(name, value, '{!r}')}" for name in missing]
+        if self._schema:
+            faults += self._schema.faults(value)
+        if faults:
+            raise RowError("invalid", "; ".join(faults[:_FAULTS_MOST]), raw=content)
+
+
+def _under(key: str, text: bytes) -> Answer:
+    return b"{%b:%b}" % (dump_text(key), text), {key: None}
+
+
+def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
+    """Return what an answer must be."""
+    fields = [name.strip() for name in args.fields.split(",")] if args.fields is not None else []
+    if args.fields is not None and not all(fields):
+        raise UsageError(f"-f {args.fields!r}: give names with commas between them, like -f label,score")
+    if args.text and (schema or fields):
+        raise UsageError("--text takes any text as the answer: leave out --schema and -f, or leave out --text")
+    taken = fields if args.as_key is None else [args.as_key]
+    if args.response in (taken or ["answer"] * args.text):
+        raise UsageError(f"--response {printable(args.response)}: the answer has this key already: give another one")
+    return Checks(schema, fields, args.as_key, args.text, args.response)

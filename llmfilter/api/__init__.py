@@ -1,0 +1,4 @@
+"""What the chat API's bytes mean. Pure.
+
+May import: the leaves.
+"""

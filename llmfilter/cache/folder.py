@@ -1,0 +1,133 @@
+"""A cache's folder: found, opened, and refused where it can't be used."""
+
+import os
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import lmdb
+
+from llmfilter.errors import UsageError
+
+# The map is sparse and costs only address space; a size beyond need never has to be changed, which
+# is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
+_MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
+VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
+_TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first pages (LMDB 0.9: struct MDB_meta)
+_ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
+_READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
+_NETWORK = {
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "smb3",
+    "smbfs",
+}
+_NETWORK |= {"fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "fuse.gcsfuse", "fuse.rclone", "virtiofs"}
+MOUNTS = "/proc/self/mountinfo"
+
+
+def cache_folder(named: str | None, environ: Mapping[str, str]) -> Path:
+    """Return where the cache is; the usual place follows the XDG Base Directory Specification.
+
+    Raise RuntimeError where a home that it needs is not known.
+    """
+    if named:
+        return Path(named).expanduser()
+    home = environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
+    return base / "llmfilter"
+
+
+def open_folder(folder: Path) -> lmdb.Environment:
+    """Open or create a cache folder; raise UsageError with the way out if it can't be used."""
+    file_system = network_file_system(folder)
+    if file_system:
+        raise UsageError(
+            f"the cache {folder} is on a network file system ({file_system}), where LMDB loses data: "
+            "give a folder on a local disk with --cache /local/dir"
+        )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        env = open_largest(folder)
+    except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError):
+        raise UsageError(_not_ours(folder)) from None
+    except (OSError, lmdb.Error) as fault:
+        raise UsageError(
+            f"the cache {folder} can't be opened ({fault}): give another folder with --cache, or --no-cache"
+        ) from None
+    _make_readable(folder / "data.mdb", env)
+    env.reader_check()
+    return env
+
+
+def _make_readable(file: Path, env: lmdb.Environment) -> None:
+    """Make all of a map that a look-up may reach part of its file; raise UsageError where damage would end the process.
+
+    LMDB maps the file as it is, and reading behind its end kills the process (SIGBUS): where a tool
+    has trimmed free pages off it, or where damage makes the last value seem longer than it is. The
+    file gets a hole there, which takes no room on the disk.
+    """
+    page_bytes = env.stat()["psize"]
+    least = (env.info()["last_pgno"] + 1) * page_bytes
+    fits = least <= env.info()["map_size"]
+    with suppress(OSError), open(file, "r+b") as data:  # no room for a hole (ulimit -f)
+        if fits and os.fstat(data.fileno()).st_size < least + VALUE_BYTES_MOST:
+            data.truncate(least + VALUE_BYTES_MOST)
+    if not fits or file.stat().st_size < least or _has_odd_trees(file, page_bytes):
+        env.close()
+        raise UsageError(_not_ours(file.parent))
+
+
+def _has_odd_trees(file: Path, page_bytes: int) -> bool:
+    """Return whether the flags of a tree ask for what no cache has, like several values under a key: LMDB aborts."""
+    with file.open("rb") as data:
+        pages = [data.read(page_bytes) for _ in range(2)]
+    return any(flags & _ODD_FLAGS for page in pages for flags in struct.unpack_from(_TREE_FLAGS, page))
+
+
+def open_largest(path: Path, **flags: bool) -> lmdb.Environment:
+    """Open an LMDB file with the largest map that the address space has room for; raise OSError or lmdb.Error."""
+    for map_bytes in _MAP_BYTES:
+        try:
+            return lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST, **flags)
+        except lmdb.MemoryError:
+            if map_bytes == _MAP_BYTES[-1]:
+                raise
+    raise AssertionError  # the loop returns or raises
+
+
+def _not_ours(folder: Path) -> str:
+    return (
+        f"the cache {folder} is damaged or holds something else: move the folder away, or give another one with --cache"
+    )
+
+
+def network_file_system(folder: Path) -> str | None:
+    """Return the type of the network file system that a folder is on, or None (also where it can't be told)."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    device = os.stat(place).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path(MOUNTS).read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for mount in mounts:
+        # proc_pid_mountinfo(5): id parent major:minor root point options fields… - type source options
+        fields = mount.split()
+        if len(fields) > 6 and fields[2] == wanted and "-" in fields:
+            kind = fields[fields.index("-") + 1]
+            if kind in _NETWORK:
+                return kind
+    return None

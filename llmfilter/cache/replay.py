@@ -1,0 +1,80 @@
+"""A completion, cached or new, and its record → the output line. Pure, but for the counters.
+
+Nearly every replay is plain: no check but that it is an object, and no key that the record has too.
+That is done here in one piece; calling the functions that own these steps would cost more than the
+steps.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+from zlib import adler32
+
+from orjson import loads
+
+from llmfilter.answers.checks import Answer, Checks
+from llmfilter.cache.stored import HEADER, SUM_BYTES, VERSION, parse_content
+from llmfilter.errors import RowError
+from llmfilter.input.records import Parsed
+from llmfilter.jsontext import splice
+from llmfilter.stats import Stats
+
+Outcome = bytes | RowError | None  # a row's line; what today's checks say of its stored answer; nothing sound is stored
+_unpack_header = HEADER.unpack_from
+
+
+@lru_cache(1000)  # the answers to one prompt mostly have the same keys
+def _parse_keys(text: bytes) -> tuple[str, ...]:
+    keys: tuple[str, ...] = tuple(loads(text))
+    return keys
+
+
+class Replay:
+    """Makes output lines of what is stored, and counts them."""
+
+    def __init__(self, checks: Checks, stats: Stats) -> None:
+        self._checks = checks
+        self._is_plain = checks.takes_any and checks.response is None
+        self._stats = stats
+
+    def outcomes(self, rows: Iterable[Parsed], keys: Iterable[bytes], found: Iterable[bytes | None]) -> list[Outcome]:
+        """Return what becomes of the first rows by what was found: of all that something, or nothing, was found for."""
+        is_plain, header_bytes = self._is_plain, HEADER.size
+        outcomes: list[Outcome] = []
+        line: Outcome
+        cached = prompt = completion = 0
+        for (number, raw, record), key, stored in zip(rows, keys, found, strict=False):
+            if stored is None or len(stored) < header_bytes:
+                outcomes.append(None)
+                continue
+            sum_, version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
+            if sum_ != adler32(stored[SUM_BYTES:], adler32(key)) or version != VERSION:
+                outcomes.append(None)
+                continue
+            if (
+                is_plain
+                and keys_end > header_bytes
+                and record
+                and record.keys().isdisjoint(_parse_keys(stored[header_bytes:keys_end]))
+            ):
+                line = b"".join((raw[:-1], b",", loads(stored[start:end]).encode()[1:], b"\n"))
+            else:
+                try:
+                    answer = self._checks.parse(parse_content(stored, keys_end, start, end))
+                    line = self.join(number, raw, record, answer, stored[keys_end:])
+                except RowError as fault:
+                    outcomes.append(fault)
+                    continue
+            outcomes.append(line)
+            cached += 1
+            prompt += prompt_tokens
+            completion += completion_tokens
+        self._stats.count_replays(cached, prompt, completion)
+        return outcomes
+
+    def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
+        """Return the line of a row whose answer came in this response's body."""
+        if self._checks.response is not None:
+            answer = self._checks.add_response(answer, body)
+        self._stats.count_replaced(number, record, answer[1])
+        return splice(raw, record, *answer)

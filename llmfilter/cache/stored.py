@@ -1,0 +1,62 @@
+"""How a completion is stored: the response's body byte for byte, behind a small header. Pure.
+
+The header says where the body's content stands, which keys that has and what it cost, so that a
+replay need not parse the whole body.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+from zlib import adler32
+
+import orjson
+
+from llmfilter.api.completion import Completion, parse_completion
+from llmfilter.jsontext import dump_text, parse_json
+
+# Adler-32 of the key and of all that follows (CRC-32 takes twice as long); format version; where the
+# keys end that follow; where the content's JSON string starts and ends (both 0: parse the body); prompt
+# tokens; completion tokens. The keys are a JSON array if the content is nothing but one JSON object in
+# one line, else there are none.
+HEADER = struct.Struct("<IBHIIII")
+VERSION = 4
+SUM_BYTES = 4
+_KEYS_BYTES_MOST = 1000
+
+
+def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, Any]] | None = None) -> bytes:
+    """Return a completion as it is stored under a key; answer: the object found in it, and its keys, if known."""
+    tokens = completion.prompt_tokens, completion.completion_tokens
+    body, literal = completion.body, dump_text(completion.content)
+    at = body.find(literal)  # wherever it stands: equal bytes read back as equal text
+    keys, start, end = b"", 0, 0
+    if at >= 0:
+        keys = _keys(completion.content, *answer) if answer else b""
+        start = HEADER.size + len(keys) + at
+        end = start + len(literal)
+    summed = HEADER.pack(0, VERSION, HEADER.size + len(keys), start, end, *tokens)[SUM_BYTES:] + keys + body
+    return adler32(summed, adler32(key)).to_bytes(SUM_BYTES, "little") + summed
+
+
+def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
+    """Return the keys of an answer that is all there is in its content, else nothing."""
+    try:
+        keys = orjson.dumps(list(answer_keys)) if answer_keys and answer == content.encode() else b""
+    except (UnicodeEncodeError, orjson.JSONEncodeError):  # a lone surrogate, which a replay would have to spell
+        return b""
+    return keys if len(keys) <= _KEYS_BYTES_MOST else b""
+
+
+def is_whole(key: bytes, stored: bytes) -> bool:
+    """Return whether what is stored under a key is what this version has stored there."""
+    if len(stored) < HEADER.size:
+        return False
+    sum_, version, *_ = HEADER.unpack_from(stored)
+    return bool(sum_ == adler32(stored[SUM_BYTES:], adler32(key)) and version == VERSION)
+
+
+def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
+    """Return the content of what is stored, whose body begins at `keys_end`; the places are its header's."""
+    if end:
+        return str(parse_json(stored[start:end]))
+    return parse_completion(stored[keys_end:]).content

@@ -1,0 +1,4 @@
+"""stdin → records → request bodies.
+
+May import: the leaves.
+"""

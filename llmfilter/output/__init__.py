@@ -1,0 +1,4 @@
+"""Lines, and the terminal.
+
+May import: the leaves.
+"""

@@ -1,0 +1,4 @@
+"""What a server takes, found from its refusals.
+
+May import: errors.
+"""

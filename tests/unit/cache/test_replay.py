@@ -1,0 +1,120 @@
+"""replay: a cached answer is, byte for byte, the line that was printed the first time."""
+
+import json
+import struct
+from zlib import adler32
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import Member, line_members, objects, write_object
+
+from llmfilter.answers.checks import Answer, Checks
+from llmfilter.api.completion import Completion, parse_completion
+from llmfilter.cache.replay import Replay
+from llmfilter.cache.stored import pack
+from llmfilter.errors import RowError
+from llmfilter.input.records import Parsed
+from llmfilter.jsontext import parse_json, splice
+from llmfilter.stats import Stats
+
+KEY = bytes(32)
+ROW = (1, b'{"c":1}', {"c": 1})
+
+EACH_CHECKS = [Checks(), Checks(fields=["a"]), Checks(key="b"), Checks(is_text=True)]
+contents = st.one_of(
+    objects,
+    objects.map("<think>x</think>\n{}".format),
+    st.sampled_from(["{}", "[]", "plain", '{"a":1}{"a":2}', '```json\n{"a": 1}\n```', '{"a":1,"a":2}', '{"a":1e400}']),
+)
+
+
+def replay(by: Replay, row: Parsed, key: bytes, stored: bytes) -> bytes | RowError | None:
+    """What becomes of one row."""
+    (outcome,) = by.outcomes([row], [key], [stored])
+    return outcome
+
+
+def body_of(content: str, ascii_only: bool = True) -> bytes:
+    choice = {"message": {"content": content}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    return json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=ascii_only).encode()
+
+
+@settings(deadline=None)
+@given(contents, line_members, st.sampled_from(EACH_CHECKS), st.booleans())
+@example('{"a":\n1}', [Member("c", '"c"', "1")], EACH_CHECKS[0], True)
+@example('{"a":\r1}', [Member("c", '"c"', "1")], EACH_CHECKS[0], True)
+@example('{"a": "\u2028é"}', [], EACH_CHECKS[0], False)
+@example('{"a": "\u2028é"}', [Member("c", '"c"', "1.0")], EACH_CHECKS[0], True)
+@example(json.dumps(dict.fromkeys(map(str, range(500)))), [Member("c", '"c"', "1")], EACH_CHECKS[0], True)
+def test_it_is_the_line_of_the_first_time(
+    content: str, members: list[Member], checks: Checks, ascii_only: bool
+) -> None:
+    raw = write_object(members, "").encode()
+    record, body = parse_json(raw), body_of(content, ascii_only)
+    fresh = parse_completion(body)
+    answers: list[Answer | None] = [None]
+    try:
+        answers.append(checks.parse(fresh.content))
+        answers += [EACH_CHECKS[0].parse(fresh.content)]  # the keys that another run has stored
+    except RowError:
+        pass
+    line = splice(raw, record, *answers[1]) if len(answers) > 1 and answers[1] else None
+    for answer in answers:
+        stats = Stats()
+        replayed = replay(Replay(checks, stats), (1, raw, record), KEY, pack(KEY, fresh, answer))
+        check_replay(replayed, line, stats)
+
+
+def check_replay(replayed: bytes | RowError | None, line: bytes | None, stats: Stats) -> None:
+    assert (None if isinstance(replayed, RowError) else replayed) == line
+    counted = (1, 1, 5, 3) if line else (0, 0, 0, 0)
+    assert (stats.answered, stats.cached, stats.saved_prompt, stats.saved_completion) == counted
+
+
+@pytest.mark.parametrize("size", range(60))
+def test_what_is_cut_off_is_a_miss(size: int) -> None:
+    body = body_of('{"a": 1}')
+    stored = pack(KEY, parse_completion(body))[:size]
+    assert replay(Replay(Checks(), Stats()), ROW, KEY, stored) is None
+
+
+def store(version: int, *fields: int, rest: bytes) -> bytes:
+    """What a version has stored under KEY."""
+    stored = struct.pack("<BHIIII", version, *fields) + rest
+    return adler32(stored, adler32(KEY)).to_bytes(4, "little") + stored
+
+
+def test_what_is_stored_can_always_be_read() -> None:
+    """If this fails, everybody pays again for what is in their caches."""
+    body = b'{"choices":[{"message":{"content":"{\\"a\\":1}"},"finish_reason":"stop"}]}'
+    stored = store(4, 23 + 5, 28 + 34, 28 + 45, 5, 3, rest=b'["a"]' + body)
+    assert pack(KEY, Completion(body, '{"a":1}', 5, 3), (b'{"a":1}', {"a": 1})) == stored
+    for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
+        assert replay(Replay(checks, Stats()), ROW, KEY, stored) == line
+
+
+def test_what_another_version_has_stored_is_a_miss() -> None:
+    body = body_of('{"a": 1}')
+    assert replay(Replay(Checks(), Stats()), ROW, KEY, store(3, 23, 0, 0, 5, 3, rest=body)) is None
+    line = replay(Replay(Checks(), Stats()), ROW, KEY, store(4, 23, 0, 0, 5, 3, rest=body))
+    assert line == b'{"c":1,"a": 1}\n'
+
+
+@given(st.integers(0, 2000), st.integers(1, 255), st.sampled_from(EACH_CHECKS), st.sampled_from(["12345", '{"a": 1}']))
+def test_a_damaged_byte_is_a_miss(at: int, change: int, checks: Checks, content: str) -> None:
+    stored = bytearray(pack(KEY, parse_completion(body_of(content))))
+    stored[at % len(stored)] ^= change
+    assert replay(Replay(checks, Stats()), ROW, KEY, bytes(stored)) is None
+
+
+def test_what_is_stored_under_another_key_is_a_miss() -> None:
+    stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
+    assert replay(Replay(Checks(), Stats()), ROW, bytes(31) + b"\1", stored) is None
+
+
+def test_an_answer_that_fails_todays_checks_is_returned_as_what_is_wrong_with_it() -> None:
+    stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
+    fault = replay(Replay(Checks(fields=["b"]), Stats()), ROW, KEY, stored)
+    assert isinstance(fault, RowError) and (fault.kind, fault.raw) == ("invalid", '{"a": 1}')

@@ -1,0 +1,78 @@
+"""progress: numbers for people."""
+
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from llmfilter.output.progress import summary
+from llmfilter.stats import Stats
+from llmfilter.words import counted, duration, short
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (950, "950"),
+        (9999, "9999"),
+        (10_000, "10k"),
+        (12_345, "12.3k"),
+        (999_499, "999k"),
+        (999_500, "1M"),
+        (4_560_000, "4.56M"),
+        (999_999_999, "1G"),
+        (12_300_000_000, "12.3G"),
+        (2_000_000_000_000, "2T"),
+    ],
+)
+def test_a_large_number_is_shown_by_three_digits(number: int, shown: str) -> None:
+    assert short(number) == shown
+
+
+@given(st.integers(0, 10**14))
+@example(999_600)
+@example(999_999_999)
+def test_what_is_shown_is_short_and_right_within_half_a_percent(number: int) -> None:
+    shown = short(number)
+    unit = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(shown[-1], 1)
+    assert len(shown) <= 5
+    assert abs(float(shown.rstrip("kMGT")) * unit - number) <= 0.005 * number
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (7.9, "0:07"), (59.99, "0:59"), (60, "1:00"), (750, "12:30"), (3599, "59:59"), (3600, "1:00:00"),
+     (11_100, "3:05:00"), (360_000, "100:00:00")],
+)  # fmt: skip
+def test_a_duration_is_shown_as_on_a_clock(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 rows"), (1, "1 row"), (2000, "2,000 rows")])
+def test_one_is_singular(number: int, shown: str) -> None:
+    assert counted(number, "row") == shown
+
+
+def test_a_summary_tells_the_costs_and_then_what_became_of_the_rows() -> None:
+    stats = Stats(rows=1, asked=1, billed_prompt=700, billed_completion=30, started_at=time.monotonic() - 7.5)
+    assert summary(stats) == [
+        "730 tokens billed (700 in, 30 out), 0 saved by the cache",
+        "1 row in 0:07: 1 answered (0 from the cache)",
+    ]
+    stats = Stats(
+        rows=3000,
+        asked=1500,
+        cached=1000,
+        by_kind=Counter({"http": 1, "invalid": 9}),
+        billed_prompt=1_000_000,
+        billed_completion=20_000,
+        saved_prompt=30_000,
+        started_at=time.monotonic() - 3700.5,
+    )
+    assert summary(stats) == [
+        "1.02M tokens billed (1M in, 20k out), 30k saved by the cache",
+        "3,000 rows in 1:01:40: 2,500 answered (1,000 from the cache), 10 failed (9 invalid, 1 http), 490 left",
+    ]

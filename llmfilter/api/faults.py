@@ -23,6 +23,7 @@ _ADVICE = {
     402: "no credit is left: top up, then give the same command again",
     407: "check the user and password in $HTTPS_PROXY or $HTTP_PROXY",
 }
+FINAL = _ADVICE.keys()  # these end the run, whatever the body says
 _LIST_MOST = 20  # of what a server lists as wrong
 
 

@@ -13,7 +13,7 @@ from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.errors import Abandoned, Faulty, Retryable, RowError, RunError, UsageError
 from llmfilter.jsontext import parse_json
 from llmfilter.server.endpoint import Endpoint, Mask
-from llmfilter.server.exchange import Reply, Wire
+from llmfilter.server.exchange import Reply, Stale, Wire
 from llmfilter.server.limit.limit import Limit, Ticket
 from llmfilter.stats import Stats
 from llmfilter.words import printable
@@ -33,8 +33,8 @@ class Counted(Protocol):
 class Chat:
     """A client for one endpoint. To be made on a running loop; `close` it in the end.
 
-    at_server: how many requests are under way; answers: how many there have been; draining: set once
-    nothing may be sent any more; on_wait gets a message when the server is waited for, and when it is back.
+    answers: how many there have been; draining: set once nothing may be sent any more; on_wait gets a message
+    when the server is waited for, and when it is back.
     """
 
     on_wait: Callable[[str], None] = staticmethod(lambda message: None)
@@ -44,9 +44,14 @@ class Chat:
         self._mask = endpoint.mask
         self.limit = limit
         self.stats = stats
-        self.at_server = self.answers = 0
+        self.answers = 0
         self._is_waiting = self._has_said_full = False
         self.draining = asyncio.Event()
+
+    @property
+    def at_server(self) -> int:
+        """Return how many requests are sent and not answered yet."""
+        return self._wire.at_server
 
     async def close(self) -> None:
         """Close the connections."""
@@ -56,29 +61,35 @@ class Chat:
         """Send nothing more: what waits to be sent is abandoned, what is under way goes on."""
         self.draining.set()
         self.limit.drain()
+        self._wire.drain()
 
     async def send(self, body: bytes, sender: Counted) -> Completion:
         """Send a request once, when its turn comes; return the completion.
 
         Raise Retryable where another attempt may help, RowError, RunError, or Abandoned while draining.
         """
-        if self.draining.is_set():
-            raise Abandoned
-        ticket = await self.limit.turn()
-        self.stats.retries += bool(sender.attempts)
-        self.stats.requests += 1
-        sender.attempts += 1
-        self.at_server += 1
-        try:
-            completion = self._completion(await self._wire.exchange(body))
-        except (RowError, RunError) as fault:
-            self._learn(self.clean(fault), ticket)
-            raise fault from None
-        except BaseException:
-            self.limit.release(ticket)
-            raise
-        finally:
-            self.at_server -= 1
+        is_again = False
+        while True:
+            if self.draining.is_set():
+                raise Abandoned
+            ticket = await self.limit.turn()
+            self._count(sender, 1)
+            try:
+                completion = self._completion(await self._wire.post(body, is_again))
+                break
+            except Stale:
+                self.limit.release(ticket)
+                is_again = True
+            except (RowError, RunError) as fault:
+                self._learn(self.clean(fault), ticket)
+                raise fault from None
+            except Abandoned:  # it was not sent yet
+                self._count(sender, -1)
+                self.limit.release(ticket)
+                raise
+            except BaseException:
+                self.limit.release(ticket)
+                raise
         self.limit.answered(ticket)
         if self._is_waiting:
             self._is_waiting = False
@@ -89,10 +100,15 @@ class Chat:
         self.stats.billed_completion += completion.completion_tokens
         return completion
 
+    def _count(self, sender: Counted, requests: int) -> None:
+        self.stats.requests += requests
+        self.stats.retries += requests * bool(sender.attempts)
+        sender.attempts += requests
+
     async def models(self) -> list[str]:
         """Return the names of the server's models; raise RowError or RunError."""
         try:
-            document = parse_json(self._body(await self._wire.exchange(None)))
+            document = parse_json(self._body(await self._wire.models()))
             return [model["id"] for model in document["data"]]
         except (RowError, RunError) as fault:
             raise self.clean(fault) from None

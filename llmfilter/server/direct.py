@@ -1,31 +1,29 @@
-"""The quick way through aiohttp: POSTs to one URL, with a head that is encoded once.
+"""The quick way through aiohttp: POSTs to one URL over connections that are kept here.
 
-A session builds each request's URL, headers, cookies, body and timers anew and sends the body from a
-task of its own: more than half of the time that a small request takes. All requests of a run are alike
-but for their body, so here head and body go to a pooled connection of the session in one write, and
-aiohttp reads the response. What that needs to know of aiohttp's inside is in this module only; with an
-aiohttp whose inside is not known (`is_known`) requests go the session's way.
+A session builds each request's URL, headers, cookies, body and timers anew, and each answer becomes an object with
+a pool, a timer and traces of its own: more than half of the time that a small request takes. All requests of a run
+are alike but for their body. So here head and body go out in one write, aiohttp's parser reads the answer, and the
+connection waits for the next request. What that needs to know of aiohttp's inside is in this module only; with an
+aiohttp whose inside is another (`is_known`) requests go the session's way.
 """
 
+import asyncio
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
 from aiohttp.helpers import TimerNoop
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 from yarl import URL
 
-_TIMER = TimerNoop()
-# The minor versions whose inside was read, and what their ClientResponse wants beside the rest: when
-# it is made, nothing is left to be written; it only asks how much it was.
-_KNOWN: dict[str, dict[str, Any]] = {"3.13": {}, "3.14": {"stream_writer": SimpleNamespace(output_size=0)}}
-_MINOR = ".".join(aiohttp.__version__.split(".")[:2])
-_RESPONSE_PARAMS = _KNOWN.get(_MINOR, {})
+Answer = tuple[RawResponseMessage, StreamReader]  # its head, and its body as far as it has come
+IDLE_S = 15.0  # servers close what is idle for longer: uvicorn after 5 s, nginx after 75
+LAST_LOOK_S = 0.1
 _PARSER_PARAMS: dict[str, Any] = {
-    "timer": _TIMER,
+    "timer": TimerNoop(),
     "auto_decompress": False,
     "read_until_eof": True,
     "read_bufsize": 1 << 16,
@@ -35,8 +33,8 @@ _PARSER_PARAMS: dict[str, Any] = {
 }
 
 
-class Stale(Exception):
-    """A kept connection broke before a byte of the answer came: most likely it was closed meanwhile."""
+class Overdue(Exception):
+    """The time for an exchange is over."""
 
 
 def is_unanswered(error: BaseException) -> bool:
@@ -46,91 +44,178 @@ def is_unanswered(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
-def _is_used(protocol: ResponseHandler | None) -> bool:
-    """Return whether a connection has had a request: only then is there a parser for its response."""
-    return protocol is not None and protocol._parser is not None
+class Connection(ResponseHandler):
+    """One connection, for one exchange after the other.
 
-
-def is_known() -> bool:
-    """Return whether aiohttp's inside is as `Quick` knows it, as far as that can be seen without a server."""
-    return _MINOR in _KNOWN
-
-
-class Quick:
-    """POSTs bytes to one URL over a session's connections.
-
-    Raise TypeError or AttributeError where aiohttp's inside is another than it knows.
+    is_used: it has had a request, so the server may close it at any time.
+    free_since: when it was kept for another one, on the loop's clock.
     """
 
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.is_used = False
+        self.free_since = 0.0
+        self._answer: asyncio.Future[Answer] | None = None
+        self._due = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def ask(self, request: bytes, due: float) -> "asyncio.Future[Answer]":
+        """Send a request; return what will have its answer as soon as the head is there.
+
+        What breaks before that is the future's exception, afterwards the body's: Overdue where the whole answer is
+        not there at `due` (on the loop's clock), HttpProcessingError, and what aiohttp and sockets raise.
+        """
+        answer = self._answer = self._loop.create_future()
+        self._due = due
+        if self._alarm is None:  # one for many exchanges
+            self._alarm = self._loop.call_at(due, self._look_last)
+        if self.transport is None:
+            self.set_exception(aiohttp.ServerDisconnectedError())
+        else:
+            self.transport.write(request)
+        return answer
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether nobody waits for anything from it."""
+        return self._answer is None and (self._payload is None or self._payload.is_eof())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set up the parser, which reads all answers."""
+        super().connection_made(transport)
+        self.set_response_params(**_PARSER_PARAMS)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell who waits, and stop the timer."""
+        if self._alarm:
+            self._alarm.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; break off where nothing was asked for: it would be taken for the next answer."""
+        if data and self.is_idle:
+            self.abort()
+        else:
+            super().data_received(data)
+
+    def feed_data(self, data: Answer, size: int = 0) -> None:
+        """Hand over an answer, as its head is parsed."""
+        if 100 <= data[0].code < 200 and data[0].code != 101:
+            return  # an interim one: the answer follows
+        if self._answer is None:
+            self.force_close()  # it came behind the answer, unasked
+        elif not self._answer.done():
+            self._answer.set_result(data)
+        self._answer = None
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Tell who waits for an answer that none will come."""
+        super().set_exception(exc, *cause)
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(exc)
+        self._answer = None
+
+    def _look_last(self) -> None:
+        """Read once more, at the due time: after a halt of the whole process timers run before sockets are read."""
+        self._alarm = None
+        if self.is_idle:
+            return
+        if self._loop.time() < self._due:  # the timer was an earlier exchange's
+            self._alarm = self._loop.call_at(self._due, self._look_last)
+        else:
+            self._alarm = self._loop.call_later(LAST_LOOK_S, self._end, self._due)
+
+    def _end(self, due: float) -> None:
+        self._alarm = None
+        if self.is_idle or due != self._due:
+            self._look_last()
+            return
+        if self._payload:
+            self._payload.set_exception(Overdue())
+        self.set_exception(Overdue())
+        self.abort()
+
+
+class Direct:
+    """POSTs to one URL, over connections that it keeps."""
+
     def __init__(self, session: aiohttp.ClientSession, url: URL, headers: CIMultiDict[str]) -> None:
-        assert session.connector is not None  # the session is open
-        self._session = session
+        """Take a session over, for its connector."""
+        assert isinstance(session.connector, aiohttp.TCPConnector)
         self._connector = session.connector
         self._loop = self._connector._loop
-        self._request = aiohttp.ClientRequest(
-            "POST",
-            url,
-            headers=headers,
-            loop=self._loop,
-            session=session,
-            response_class=aiohttp.ClientResponse,
-        )
+        self._connector._factory = partial(Connection, self._loop)  # type: ignore[assignment]
+        self._session = session
+        self._request = aiohttp.ClientRequest("POST", url, headers=headers, loop=self._loop, session=session)
         self._request.headers.popall("Content-Length", None)
         lines = [f"{name}: {value}\r\n" for name, value in self._request.headers.items()]
         self._head = f"POST {url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
-        self._info = self._request.request_info
-        self._make_response = partial(
-            aiohttp.ClientResponse,
-            "POST",
-            self._request.url,
-            writer=None,
-            continue100=None,
-            timer=_TIMER,
-            request_info=self._info,
-            traces=[],
-            loop=self._loop,
-            session=session,
-            **_RESPONSE_PARAMS,
-        )
-        self._try_out()
+        self._free: list[Connection] = []  # the one that was used last is taken first
 
-    def _try_out(self) -> None:
-        protocol = ResponseHandler(self._loop)
-        was_used = _is_used(protocol)
-        protocol.set_response_params(**_PARSER_PARAMS)
-        if was_used or not _is_used(protocol):
-            raise TypeError("a used connection does not look like one")
-        _ = protocol.should_close, protocol.transport, protocol.abort
-        self._make_response()
+    def encode(self, body: bytes) -> bytes:
+        """Return a request as it is sent."""
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
 
-    async def post(self, body: bytes) -> aiohttp.ClientResponse:
-        """Send a body; return once the response's head is there. Raise Stale, and what aiohttp and sockets raise."""
-        connection = await self._connect()
-        is_used = _is_used(connection.protocol)
-        try:
-            response = self._send(connection, body)
-            return await response.start(connection)
-        except BaseException as error:
-            if connection.protocol is not None:
-                connection.protocol.abort()  # a close would first send what nobody takes
-            connection.close()
-            if is_used and is_unanswered(error):
-                raise Stale from None
-            raise
-
-    async def _connect(self) -> Connection:
-        while True:
-            connection = await self._connector.connect(self._request, traces=[], timeout=self._session.timeout)
-            protocol = connection.protocol
-            # What came while it was idle would be taken for the answer to the next request.
-            if protocol is None or not protocol.should_close or not _is_used(protocol):
+    def take(self) -> Connection | None:
+        """Return a connection that was kept, if there is one."""
+        while self._free:
+            connection = self._free.pop()
+            if not connection.should_close and self._loop.time() - connection.free_since < IDLE_S:
                 return connection
-            connection.close()
+            connection.abort()
+        return None
 
-    def _send(self, connection: Connection, body: bytes) -> aiohttp.ClientResponse:
-        protocol = connection.protocol
-        if protocol is None or protocol.transport is None:
-            raise aiohttp.ServerDisconnectedError
-        protocol.set_response_params(**_PARSER_PARAMS)
-        protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        return self._make_response()
+    async def connect(self) -> Connection:
+        """Return a new connection."""
+        connection = await self._connector._create_connection(self._request, [], self._session.timeout)
+        assert isinstance(connection, Connection)
+        return connection
+
+    def keep(self, connection: Connection) -> None:
+        """Keep a connection whose answer was read for another request, if it can take one."""
+        if connection.should_close or not connection.is_idle:
+            connection.abort()
+            return
+        connection.is_used = True
+        connection.free_since = self._loop.time()
+        self._free.append(connection)
+
+    async def close(self) -> None:
+        """Close the connections that were kept."""
+        for connection in self._free:
+            connection.abort()
+        await self._session.close()
+
+
+class _Nowhere(asyncio.Transport):
+    def write(self, data: object) -> None:
+        """Drop it."""
+
+    def abort(self) -> None:
+        """Close nothing."""
+
+
+def is_known() -> bool:
+    """Try out whether aiohttp's inside is as `Connection` and `Direct` know it; needs a running loop."""
+    loop = asyncio.get_running_loop()
+    far = loop.time() + 1e6
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    try:
+        connection = Connection(loop)
+        connection.connection_made(_Nowhere())
+        answers = []
+        for data in (ok, b"HTTP/1.1 100 Continue\r\n\r\n" + ok):
+            answers.append(connection.ask(b"", far))
+            connection.data_received(data)
+        is_kept = connection.is_idle and not connection.should_close
+        broken = connection.ask(b"", far)
+        connection.connection_lost(None)
+        connection.abort()
+        return (
+            [stream.read_nowait() for _, stream in [answer.result() for answer in answers]] == [b"{}", b"{}"]
+            and is_kept
+            and is_unanswered(broken.exception() or Overdue())
+            and hasattr(aiohttp.TCPConnector, "_create_connection")
+        )
+    except (TypeError, AttributeError, asyncio.InvalidStateError):
+        return False

@@ -1,39 +1,37 @@
 """One exchange with the server over a pooled aiohttp session: a request out, a bounded answer in.
 
 Only this module and `direct` know aiohttp. Directly requests go the quick way, through a proxy the session's.
-A connection that was kept may have been closed by the server meanwhile: if it breaks before a byte of the
-answer came, the request is sent again at once, once, on a connection of its own.
+A connection that was kept may have been closed by the server meanwhile: if it breaks at once, before a byte of
+the answer came, that is Stale, and the request may go again on a connection of its own. What breaks after the
+server has had time to think is a failure.
 """
 
 import asyncio
 import contextlib
-import os
-import re
-import ssl
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
 from llmfilter.api import faults
-from llmfilter.errors import Faulty, Retryable, RowError, RunError
-from llmfilter.server import direct
+from llmfilter.errors import Abandoned, Faulty, Retryable, RowError
+from llmfilter.server import direct, network
 from llmfilter.server.endpoint import Endpoint
 from llmfilter.words import printable
 
 BODY_BYTES_MAX = 16 << 20  # of an answer, also when unpacked
 ERROR_BYTES_MAX = 64 << 10  # of an error: what comes behind is not read
-CONNECT_S = 30.0
+MODELS_S = 30.0  # for the list of models: it is no model that thinks
+ERROR_BODY_S = 10.0  # for an error's body, once its head is there
+FINAL_BODY_S = 1.0  # where the status ends the run
+STALE_S = 0.5  # a connection that breaks later was not closed before
 CLOSE_S = 1.0
-# What OpenSSL finds in an answer that is no TLS, depending on its version.
-_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
-# X509_V_ERR_*, from OpenSSL's x509_vfy.h.
-_UNKNOWN_AUTHORITY = {2, 18, 19, 20, 21}
-_OTHER_NAME = {62, 64}
 
 
 class Reply(NamedTuple):
@@ -44,8 +42,16 @@ class Reply(NamedTuple):
     body: bytes
 
 
+class Stale(Exception):
+    """A connection that was kept broke at once, with nothing answered: the server had closed it meanwhile."""
+
+
 class Wire:
-    """Connections to one endpoint, to be made on a running loop. timeout_s: for one exchange, whole."""
+    """Connections to one endpoint, to be made on a running loop.
+
+    timeout_s: for one exchange, whole.
+    at_server: how many requests are sent and not answered yet.
+    """
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         # As typed: a signed query must not be quoted in another way.
@@ -55,96 +61,143 @@ class Wire:
         # Not the session's: those would go to the proxy too, with the server's key among them.
         self._headers = CIMultiDict(endpoint.headers)
         self._timeout_s = timeout_s
-        self._deadlines = Deadlines(timeout_s)
+        self._loop = asyncio.get_running_loop()
         self._session = _open_session()
-        self._fresh: aiohttp.ClientSession | None = None  # each of its requests opens a connection of its own
-        self._quick = self._make_quick() if not self._proxy else None
+        self._other: aiohttp.ClientSession | None = None  # each of its requests opens a connection of its own
+        self._direct: direct.Direct | None = None
+        if not self._proxy and direct.is_known():
+            self._direct = direct.Direct(_open_session(), self._url, self._headers)
+        self._unsent: set[asyncio.Timeout] = set()  # of exchanges that look a name up, or connect
+        self._is_draining = False
+        self.at_server = 0
 
-    def _make_quick(self) -> direct.Quick | None:
-        if not direct.is_known():
-            return None
-        try:
-            return direct.Quick(self._session, self._url, self._headers)
-        except (TypeError, AttributeError):
-            return None
-
-    @property
-    def is_quick(self) -> bool:
-        """Return whether chat requests go the quick way."""
-        return self._quick is not None
+    def drain(self) -> None:
+        """Let what is not sent yet raise Abandoned."""
+        self._is_draining = True
+        for scope in self._unsent:
+            scope.reschedule(self._loop.time())
 
     async def close(self) -> None:
         """Close the connections; leave one whose other side reads nothing more to the system."""
-        self._deadlines.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
-                await self._session.close()
-                if self._fresh:
-                    await self._fresh.close()
+                for each in (self._direct, self._session, self._other):
+                    if each:
+                        await each.close()
 
-    async def exchange(self, body: bytes | None) -> Reply:
-        """Send a chat request and return the reply; without a body ask for the list of models.
+    async def post(self, body: bytes, is_again: bool = False) -> Reply:
+        """Send a chat request and return the reply; is_again: after Stale, on a connection of its own.
 
-        Raise Retryable (`network`, `timeout`, `server`), RowError (`server`: too large) or RunError.
+        Raise Retryable (`network`, `timeout`, `server`), RowError (`server`: too large), RunError, Stale, or
+        Abandoned where it was not sent yet.
         """
-        task = asyncio.current_task()
-        assert task is not None  # a coroutine runs in a task
-        self._deadlines.start(task)
+        if self._direct is None:
+            return await self._request("POST", self._url, body, self._timeout_s, is_again)
+        asked_at = self._loop.time()
+        due = asked_at + self._timeout_s
+        connection = None if is_again else self._direct.take()
         try:
-            response = await self._send(body)
+            if connection is None:
+                async with self._until(due):
+                    connection = await self._direct.connect()
+            self.at_server += 1
             try:
-                return Reply(response.status, response.headers, await _read_body(response))
-            except BaseException:
-                response.close()
-                raise
-        except asyncio.CancelledError:
-            if not self._deadlines.is_over(task):
-                raise
-            task.uncancel()
-            raise Retryable("timeout", f"no answer within {self._timeout_s:g} s (--timeout)") from None
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise _translate(error) from None
+                head, stream = await connection.ask(self._direct.encode(body), due)
+                content = stream.read_nowait() if stream.is_eof() else await _read(stream, head.code, due)
+            finally:
+                self.at_server -= 1
+        except BaseException as error:
+            is_used = connection is not None and connection.is_used
+            if connection:
+                connection.abort()  # a close would first send what nobody takes
+            raise self._translate(error, asked_at, self._timeout_s, is_used) from None
+        self._direct.keep(connection)
+        return Reply(head.code, head.headers, _check(head.code, head.headers, content))
+
+    async def models(self) -> Reply:
+        """Ask for the list of models; raise as `post` does."""
+        return await self._request("GET", self._models_url, None, min(MODELS_S, self._timeout_s))
+
+    async def _request(
+        self, method: str, url: URL, body: bytes | None, timeout_s: float, is_again: bool = False
+    ) -> Reply:
+        """Send a request the session's way, and return the reply."""
+        asked_at = self._loop.time()
+        due = asked_at + timeout_s
+        sending = SimpleNamespace(is_used=False, is_sent=False)
+        try:
+            async with self._until(due) as scope:
+                sending.note_sent = partial(self._note_sent, sending, scope)
+                response = await self._session_for(is_again).request(
+                    method,
+                    url,
+                    data=body,
+                    headers=self._headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,
+                    trace_request_ctx=sending,
+                )
+                try:
+                    content = await _read(response.content, response.status, due)
+                finally:
+                    response.close()
+        except BaseException as error:
+            raise self._translate(error, asked_at, timeout_s, sending.is_used) from None
         finally:
-            self._deadlines.end(task)
+            self.at_server -= sending.is_sent
+        return Reply(response.status, response.headers, _check(response.status, response.headers, content))
 
-    async def _send(self, body: bytes | None) -> aiohttp.ClientResponse:
+    @contextlib.asynccontextmanager
+    async def _until(self, due: float) -> AsyncIterator[asyncio.Timeout]:
+        """Bound the time of an exchange: raise Overdue, or Abandoned when draining before it was sent."""
+        is_unsent = True
         try:
-            if self._quick and body is not None:
-                return await self._quick.post(body)
-            return await self._request(self._session, body)
-        except direct.Stale:
-            self._fresh = self._fresh or _open_session(force_close=True)
-            return await self._request(self._fresh, body)
+            async with asyncio.timeout(None) as scope:
+                timer = self._loop.call_at(due, lambda: scope.reschedule(self._loop.time() + direct.LAST_LOOK_S))
+                self._unsent.add(scope)
+                try:
+                    yield scope
+                finally:
+                    is_unsent = scope in self._unsent
+                    self._unsent.discard(scope)
+                    timer.cancel()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise Abandoned if self._is_draining and is_unsent else direct.Overdue from None
 
-    async def _request(self, session: aiohttp.ClientSession, body: bytes | None) -> aiohttp.ClientResponse:
-        """Send a request the session's way; return once the response's head is there."""
-        method, url = ("POST", self._url) if body is not None else ("GET", self._models_url)
-        connection = SimpleNamespace(is_used=False)
-        try:
-            return await session.request(
-                method,
-                url,
-                data=body,
-                headers=self._headers,
-                proxy=self._proxy,
-                allow_redirects=False,
-                trace_request_ctx=connection,
-            )
-        except (aiohttp.ClientError, OSError) as error:
-            if connection.is_used and direct.is_unanswered(error):
-                raise direct.Stale from None
-            raise
+    def _session_for(self, is_again: bool) -> aiohttp.ClientSession:
+        if not is_again:
+            return self._session
+        self._other = self._other or _open_session(force_close=True)
+        return self._other
+
+    def _note_sent(self, sending: SimpleNamespace, scope: asyncio.Timeout) -> None:
+        self._unsent.discard(scope)
+        self.at_server += not sending.is_sent
+        sending.is_sent = True
+
+    def _translate(self, error: BaseException, asked_at: float, timeout_s: float, is_used: bool) -> BaseException:
+        """Return what has gone wrong in an exchange as one of our errors; is_used: the connection was kept before."""
+        if isinstance(error, direct.Overdue):
+            of = " (--timeout)" if timeout_s == self._timeout_s else ""
+            return Retryable("timeout", f"no answer within {timeout_s:g} s{of}")
+        if not isinstance(error, TimeoutError | aiohttp.ClientError | HttpProcessingError | OSError):
+            return error
+        if is_used and direct.is_unanswered(error) and self._loop.time() - asked_at < STALE_S:
+            return Stale()
+        return network.classify(error)
 
 
 def _open_session(force_close: bool = False) -> aiohttp.ClientSession:
     """Return a session; force_close: each request gets a connection of its own."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_use)
+    trace.on_request_headers_sent.append(_note_sent)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, force_close=force_close),
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, force_close=force_close, resolver=network.Resolver()),
         cookie_jar=aiohttp.DummyCookieJar(),
-        # One timer for all exchanges instead of one each: see Deadlines.
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=network.CONNECT_S),
         auto_decompress=False,
         trace_configs=[trace],
     )
@@ -154,23 +207,39 @@ async def _note_use(_session: aiohttp.ClientSession, context: SimpleNamespace, _
     context.trace_request_ctx.is_used = True
 
 
-async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return an answer's body, of an error its first ERROR_BYTES_MAX; raise RowError if an answer is too large."""
-    is_error = response.status != 200
-    most = ERROR_BYTES_MAX if is_error else BODY_BYTES_MAX
-    chunks, size = [], 0
-    stream = response.content
+async def _note_sent(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx.note_sent()
+
+
+async def _read(stream: aiohttp.StreamReader, status: int, due: float) -> bytes:
+    """Return the body of an answer, up to a little more than is allowed; of an error what comes in time."""
+    chunks: list[bytes] = []
+    if status == 200:
+        await _collect(stream, BODY_BYTES_MAX, chunks)
+    else:
+        patience_s = FINAL_BODY_S if status in faults.FINAL else ERROR_BODY_S
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):  # the status says enough
+            async with asyncio.timeout_at(min(due, asyncio.get_running_loop().time() + patience_s)):
+                await _collect(stream, ERROR_BYTES_MAX, chunks)
+    return b"".join(chunks)
+
+
+async def _collect(stream: aiohttp.StreamReader, most: int, chunks: list[bytes]) -> None:
+    size = 0
     while size <= most and not stream.at_eof():
-        chunk = await stream.readany()
-        chunks.append(chunk)
-        size += len(chunk)
-    body = b"".join(chunks)
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if size <= most and encoding not in ("", "identity"):
+        chunks.append(await stream.readany())
+        size += len(chunks[-1])
+
+
+def _check(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
+    """Return a body unpacked, of an error its first ERROR_BYTES_MAX; raise RowError if an answer is too large."""
+    is_error = status != 200
+    most = ERROR_BYTES_MAX if is_error else BODY_BYTES_MAX
+    encoding = headers.get("Content-Encoding")
+    if encoding and len(body) <= most and (encoding := encoding.strip().lower()) not in ("", "identity"):
         body = _unpack(body, encoding, most + 1, is_error)
     if len(body) <= most:
         return body
-    response.close()
     if not is_error:
         raise RowError("server", f"the answer is larger than {BODY_BYTES_MAX >> 20} MiB")
     return body[:most]
@@ -184,96 +253,3 @@ def _unpack(body: bytes, encoding: str, most: int, is_error: bool) -> bytes:
         if is_error:
             return b""
         raise Faulty(f"the answer is compressed ({printable(encoding)}), which was not asked for", b"") from None
-
-
-def _translate(error: BaseException) -> Retryable | RunError:
-    """Return an error of aiohttp or a socket as one of ours. It quotes nothing that the server sent."""
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return faults.classify_proxy(error.status, error.message)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _classify_connect(error)
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return _broken("the server closed the connection without an answer")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Retryable("network", "the connection broke within the answer")
-    if isinstance(error, aiohttp.ClientResponseError):
-        what = re.split("[:'\"\n]", error.message)[0]  # behind it aiohttp quotes the server
-        return Retryable("network", f"the answer is not valid HTTP: {printable(what)}")
-    if isinstance(error, TimeoutError):
-        return Retryable("network", f"cannot connect within {CONNECT_S:g} s")
-    return _broken(printable(f"the connection broke: {str(error) or type(error).__name__}"))
-
-
-def _broken(message: str) -> Retryable:
-    fault = Retryable("network", message)
-    # What speaks the one often closes without a word on the other.
-    fault.advice += ", and whether it begins with http:// or https://"
-    return fault
-
-
-def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunError:
-    fault = error.os_error
-    is_proxy = isinstance(error, aiohttp.ClientProxyConnectionError)
-    words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}:") + " "
-    if isinstance(fault, ssl.SSLCertVerificationError):
-        untrusted = Retryable("network", f"{words}its certificate: {printable(fault.verify_message)}")
-        untrusted.advice = _advice(fault) or untrusted.advice
-        return untrusted
-    if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
-        return RunError(f"the server can't be reached: {words}it does not speak TLS: give http://, not https://")
-    # The event loop's own words name the address again.
-    why = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else fault.strerror or str(fault)
-    return Retryable("network", f"{words}{printable(why)}")
-
-
-def _advice(fault: ssl.SSLCertVerificationError) -> str:
-    if fault.verify_code in _OTHER_NAME:
-        return "give -u with a name that the certificate is for"
-    if fault.verify_code not in _UNKNOWN_AUTHORITY:
-        return ""
-    path = os.environ.get("SSL_CERT_FILE")  # OpenSSL reads it, and says nothing
-    if path and not os.access(path, os.R_OK):
-        return printable(f"$SSL_CERT_FILE names {path!r}, which cannot be read")
-    return "if its authority is your own, name its certificate in $SSL_CERT_FILE"
-
-
-class Deadlines:
-    """Cancels tasks that take longer than `timeout_s`: one timer for all, since they share one timeout."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timeout_s = timeout_s
-        self._due: dict[asyncio.Task[Any], float] = {}  # the oldest first
-        self._over: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, task: asyncio.Task[Any]) -> None:
-        """Start the task's time."""
-        self._due[task] = self._loop.time() + self._timeout_s
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._sweep)
-
-    def end(self, task: asyncio.Task[Any]) -> None:
-        """Forget the task: it was in time, or has noticed that it wasn't."""
-        self._due.pop(task, None)
-        self._over.discard(task)
-
-    def is_over(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether the task was cancelled by its deadline."""
-        return task in self._over
-
-    def close(self) -> None:
-        """Stop the timer."""
-        if self._timer:
-            self._timer.cancel()
-
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        for task, due in list(self._due.items()):
-            if due > now:
-                self._timer = self._loop.call_at(due, self._sweep)
-                return
-            del self._due[task]
-            self._over.add(task)
-            task.cancel()
-        self._timer = None

@@ -1,12 +1,25 @@
-"""quick: whether requests go the quick way through aiohttp. What goes that way is tested on the program."""
+"""direct: which runs go the quick way through aiohttp, and what one connection does with time and with bytes.
+
+What goes that way is tested on the program.
+"""
 
 import asyncio
+from collections.abc import Callable
 
+import aiohttp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import run
 
 from llmfilter.server import direct
+from llmfilter.server.direct import LAST_LOOK_S, Connection, Overdue
 from llmfilter.server.endpoint import make_endpoint
 from llmfilter.server.exchange import Wire
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+HEAD, BODY = OK[:-2], OK[-2:]
+TIMEOUT_S = 10
 
 
 def is_quick(base_url: str = "http://127.0.0.1:9/v1", **environ: str) -> bool:
@@ -15,7 +28,7 @@ def is_quick(base_url: str = "http://127.0.0.1:9/v1", **environ: str) -> bool:
     async def look() -> bool:
         wire = Wire(make_endpoint(base_url, [], environ, needs_key=False), 1.0)
         await wire.close()
-        return wire.is_quick
+        return wire._direct is not None
 
     return asyncio.run(look())
 
@@ -28,24 +41,159 @@ def test_through_a_proxy_requests_go_the_sessions_way() -> None:
     assert not is_quick("http://llm.test/v1", http_proxy="http://127.0.0.1:9")
 
 
-def test_a_version_that_was_not_read_goes_the_sessions_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "_MINOR", "3.99")
+def test_an_inside_that_has_changed_goes_the_sessions_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(direct._PARSER_PARAMS, "not_there", 1)
     assert not is_quick()
 
 
-@pytest.mark.parametrize("name", ["_RESPONSE_PARAMS", "_PARSER_PARAMS"])
-def test_an_inside_that_has_changed_goes_the_sessions_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(getattr(direct, name), "not_there", 1)
-    assert not is_quick()
-
-
-@pytest.mark.parametrize("attribute", ["abort", "should_close", "transport", "_parser"])
+@pytest.mark.parametrize("attribute", ["abort", "should_close", "transport", "_parser", "_payload"])
 def test_an_attribute_that_is_gone_goes_the_sessions_way(attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Changed(direct.ResponseHandler):  # type: ignore[name-defined, misc]
+    class Changed(Connection):
         def __getattribute__(self, name: str) -> object:
             if name == attribute:
                 raise AttributeError(name)
             return super().__getattribute__(name)
 
-    monkeypatch.setattr(direct, "ResponseHandler", Changed)
+    monkeypatch.setattr(direct, "Connection", Changed)
     assert not is_quick()
+
+
+@pytest.mark.parametrize("method", ["feed_data", "set_exception"])
+def test_what_aiohttp_does_not_call_any_more_goes_the_sessions_way(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, method, lambda *_: None)
+    assert not is_quick()
+
+
+def test_where_no_connection_can_be_made_alone_requests_go_the_sessions_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(aiohttp.TCPConnector, "_create_connection")
+    monkeypatch.delattr(aiohttp.BaseConnector, "_create_connection")
+    assert not is_quick()
+
+
+class Transport(asyncio.Transport):
+    """Where a connection writes; tells it when it is closed, as a loop does."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+        self.written = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+
+
+def connect() -> tuple[Connection, Transport]:
+    connection = Connection(asyncio.get_running_loop())
+    transport = Transport(connection)
+    connection.connection_made(transport)
+    return connection, transport
+
+
+async def ask(connection: Connection, *after_s: float, parts: tuple[bytes, ...] = (OK,)) -> bytes:
+    """The body that comes in parts, each after so many seconds."""
+    loop = asyncio.get_running_loop()
+    answer = connection.ask(b"?", loop.time() + TIMEOUT_S)
+    for seconds, part in zip(after_s, parts, strict=True):
+        loop.call_later(seconds, connection.data_received, part)
+    return await (await answer)[1].read()
+
+
+exchanges = st.tuples(st.integers(0, 30), st.sampled_from([0, 1, 8, 11, 30]), st.sampled_from([0, 1, 8, 11, 30]))
+
+
+@settings(deadline=None)
+@given(st.lists(exchanges, max_size=6))
+def test_each_exchange_ends_at_its_own_due_time_and_only_if_it_is_not_over(pauses: list[tuple[int, int, int]]) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        connection, _ = connect()
+        for pause_s, head_s, body_s in pauses:
+            await asyncio.sleep(pause_s)
+            start = loop.time()
+            try:
+                assert await ask(connection, head_s, head_s + body_s, parts=(HEAD, BODY)) == BODY
+                assert loop.time() - start == pytest.approx(head_s + body_s) and head_s + body_s < TIMEOUT_S
+            except Overdue:
+                assert head_s + body_s > TIMEOUT_S
+                assert loop.time() - start == pytest.approx(TIMEOUT_S + LAST_LOOK_S)
+                assert connection.should_close
+                await asyncio.sleep(100)  # what comes late reaches nobody
+                connection, _ = connect()
+
+    run(main())
+
+
+def test_who_was_in_time_may_stay_idle_for_ever() -> None:
+    async def main() -> None:
+        connection, _ = connect()
+        assert await ask(connection, 1) == BODY
+        await asyncio.sleep(1000)
+        assert connection.is_idle and not connection.should_close
+        assert await ask(connection, 1) == BODY
+
+    run(main())
+
+
+def test_what_came_during_a_halt_of_the_whole_process_is_read_before_its_time_is_over() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        connection, _ = connect()
+        answer = connection.ask(b"?", loop.time() + TIMEOUT_S)
+        loop.call_at(TIMEOUT_S, loop.call_soon, connection.data_received, OK)  # the timer is first
+        assert await (await answer)[1].read() == BODY
+
+    run(main())
+
+
+BREAKS: dict[str, Callable[[Connection], None]] = {
+    "closed": lambda connection: connection.connection_lost(None),
+    "reset": lambda connection: connection.connection_lost(ConnectionResetError(104, "reset")),
+}
+
+
+@pytest.mark.parametrize("end", BREAKS)
+@pytest.mark.parametrize(("part", "is_unanswered"), [(b"", True), (b"HTTP/1.1 2", False)])
+def test_a_break_is_told_apart_from_one_within_the_answer(end: str, part: bytes, is_unanswered: bool) -> None:
+    async def main() -> None:
+        connection, _ = connect()
+        answer = connection.ask(b"?", TIMEOUT_S)
+        if part:
+            connection.data_received(part)
+        BREAKS[end](connection)
+        error = answer.exception()
+        assert error is not None
+        assert direct.is_unanswered(error) is (is_unanswered or end == "reset")
+
+    run(main())
+
+
+@pytest.mark.parametrize("parts", [(OK + OK,), (OK, OK), (OK, b"junk"), (OK, b"H")])
+def test_what_comes_unasked_ends_the_connection(parts: tuple[bytes, ...]) -> None:
+    async def main() -> None:
+        connection, _ = connect()
+        answer = connection.ask(b"?", TIMEOUT_S)
+        for data in parts:
+            connection.data_received(data)
+        assert await answer.result()[1].read() == BODY
+        assert connection.should_close or connection.transport is None
+
+    run(main())
+
+
+def test_a_connection_that_is_closed_while_idle_is_not_asked() -> None:
+    async def main() -> None:
+        connection, transport = connect()
+        connection.connection_lost(None)
+        error = connection.ask(b"?", TIMEOUT_S).exception()
+        assert isinstance(error, aiohttp.ServerDisconnectedError)
+        assert transport.written == b""
+
+    run(main())

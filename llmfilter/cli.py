@@ -7,9 +7,10 @@ import stat
 from argparse import Namespace
 from collections.abc import Sequence
 
+from llmfilter import ending
 from llmfilter.errors import OUT_OF_MEMORY, UsageError
 from llmfilter.options import parse
-from llmfilter.session import STDERR, STDIN, STDOUT, die_of, run, say
+from llmfilter.session import STDERR, STDIN, STDOUT, run, say
 from llmfilter.words import describe_bug
 
 _FILES_BESIDE = 64  # descriptors beyond one for each request: streams, cache, loop
@@ -17,8 +18,6 @@ _FILES_BESIDE = 64  # descriptors beyond one for each request: streams, cache, l
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, unless it dies of a signal."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save yet: end without a traceback
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet
     try:
         check_streams()
@@ -27,15 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = start(args)
     except UsageError as error:
         say(str(error))
-        return 2
+        return ending.WRONG_USAGE
     except MemoryError:
         say(OUT_OF_MEMORY)
-        return 3
+        return ending.STOPPED_EARLY
     except Exception as bug:
         say(describe_bug(bug))
-        return 70
-    if status - 128 in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        die_of(status - 128)
+        return ending.BUG
+    if status > ending.SIGNALLED and status != ending.READER_GONE:
+        from llmfilter.signals import die_of
+
+        die_of(status - ending.SIGNALLED)
     return status
 
 

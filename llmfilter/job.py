@@ -5,52 +5,33 @@ Everything that is wrong with it shows here, before any row is read: as UsageErr
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from llmfilter.answers.checks import Checks, make_checks
-from llmfilter.cache.store import NoCache, open_cache
+from llmfilter.answers.checks import make_checks, response_format
+from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
 from llmfilter.input.records import peek_keys
-from llmfilter.input.request import Keys, Prompt, request_fields, response_format
+from llmfilter.input.request import Keys, Prompt, request_fields
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed, varies
-from llmfilter.modes.seen import Seen
-from llmfilter.server.endpoint import make_endpoint
-from llmfilter.stats import Stats
+from llmfilter.modes.look_up import Plan
+from llmfilter.options import make_parser
+from llmfilter.pipeline import Mode, Run
+from llmfilter.server.endpoint import Endpoint, make_endpoint
 from llmfilter.words import printable
 
 if TYPE_CHECKING:
     from llmfilter.answers.schema import Schema
-    from llmfilter.modes.dry_run import Preview
-    from llmfilter.server.client import Chat
+    from llmfilter.server.client import Client
+
+_LOADING = {"--from-batch", "--cache", "--no-cache", "--stats", "--quiet"}  # what goes with --from-batch
 
 
-class Job(NamedTuple):
-    """What is done with each row.
-
-    connect: makes the client when the first row needs it, since loading it takes longer than a run
-    that the cache can answer.
-    """
-
-    prompt: Prompt
-    keys: Keys
-    checks: Checks
-    reasks: int
-    retries: int
-    jobs: int
-    keep_order: bool
-    budget: int | None
-    cache: NoCache
-    connect: "Callable[[], Chat]"
-    preview: "Preview | None" = None
-
-
-async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stats: Stats) -> Job:
-    """Return the job; ask the server for its model if none was named."""
+async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Callable[[Run], Mode]:
+    """Return what makes the mode of a run; ask the server for its model if none was named."""
     if args.from_batch:
-        from llmfilter.modes.from_batch import make_loading
-
-        return make_loading(args, environ)
+        return prepare_load(args, environ)
     if args.dry_run and args.to_batch:
         raise UsageError("-n and --to-batch print different things instead of sending: give one of them")
     check_text(args, environ)
@@ -65,43 +46,62 @@ async def make_job(args: Namespace, environ: Mapping[str, str], stdin: int, stat
     is_dry = args.dry_run or args.to_batch
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry)
     cache = open_cache(args, environ)
-
-    def connect() -> "Chat":
-        from llmfilter.server.client import Chat
-        from llmfilter.server.limit.limit import Limit
-
-        return Chat(endpoint, args.timeout, Limit(args.jobs, args.rpm / 60), stats)
-
     model = args.model or environ.get("OPENAI_MODEL")
     if not model:
-        from llmfilter.server.client import only_model
+        from llmfilter.server.models import only_model
 
-        model = await only_model(connect(), endpoint.mask, is_dry)
+        model = await only_model(endpoint, args.timeout, is_dry)
     prompt = Prompt(user, system, model, fields)
-    return Job(
-        prompt=prompt,
-        keys=Keys(endpoint.url, args.header, prompt.head),
-        checks=checks,
-        reasks=args.reask,
-        retries=args.retries,
-        jobs=args.jobs,
-        keep_order=args.keep_order,
-        budget=args.budget,
-        cache=cache,
-        connect=connect,
-        preview=make_preview(args, cache),
-    )
+    plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
+    if is_dry:
+        return partial(make_preview, plan, None if args.to_batch else args)
+    return partial(make_asking, plan, args, endpoint)
 
 
-def make_preview(args: Namespace, cache: NoCache) -> "Preview | None":
-    """Return what prints requests instead of sending them, if that was asked for."""
-    if not (args.dry_run or args.to_batch):
-        return None
-    from llmfilter.modes.dry_run import DryRun
+def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mode:
+    """Return the ordinary run."""
+    from llmfilter.modes.ask import Ask, Asking
+
+    def connect(run: Run) -> "Client":
+        from llmfilter.server.client import Client
+        from llmfilter.server.exchange import Wire
+        from llmfilter.server.limit.limit import Limit
+
+        limit = Limit(args.jobs, args.rpm / 60)
+        return Client(Wire(endpoint, args.timeout), limit, run.stats, run.ending, run.output.say)
+
+    return Ask(plan, Asking(connect, args.jobs, args.retries, args.reask, args.budget), run)
+
+
+def make_preview(plan: Plan, dry: Namespace | None, run: Run) -> Mode:
+    """Return a run that prints requests: for people (`-n`, with its arguments), or for a Batch API."""
+    from llmfilter.modes.preview import Preview, Tally
+    from llmfilter.modes.seen import Seen
+
+    tally = Tally(Seen(plan.cache.folder))
+    if dry:
+        from llmfilter.modes.dry_run import DryRun
+
+        return Preview(plan, DryRun(tally, dry.budget), run)
     from llmfilter.modes.to_batch import ToBatch
 
-    seen = Seen(cache.folder)
-    return DryRun(seen, args.budget) if args.dry_run else ToBatch(seen)
+    return Preview(plan, ToBatch(tally), run)
+
+
+def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run], Mode]:
+    """Return what makes the mode that puts a Batch API's results into the cache."""
+    from llmfilter.modes.from_batch import FromBatch
+
+    for action in make_parser()._actions:
+        option = action.option_strings[-1]
+        if option not in _LOADING and getattr(args, action.dest, action.default) != action.default:
+            raise UsageError(
+                f"--from-batch only puts results into the cache: {option} belongs to the same command without it"
+            )
+    if args.no_cache:
+        raise UsageError("--from-batch puts results into the cache: leave out --no-cache")
+    check_stats(args.stats)
+    return partial(FromBatch, open_cache(args, environ))
 
 
 def check_text(args: Namespace, environ: Mapping[str, str]) -> None:

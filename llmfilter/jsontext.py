@@ -14,6 +14,10 @@ from typing import Any, NoReturn
 
 import orjson
 
+# A record under way: its line number, its own bytes without white space around, and the same parsed. A plain tuple,
+# since nearly every row of a replay needs nothing else.
+Row = tuple[int, bytes, dict[str, Any]]
+
 _SPACE = re.compile(r"[ \t\n\r]*")
 # A line break in valid JSON stands between two tokens, never inside a string.
 _LINE_BREAK = re.compile(r"[\r\n][ \t\r\n]*")

@@ -1,21 +1,19 @@
-"""What every mode shares with its user: progress, signals, the last words, the exit status."""
+"""One run and its user: signals, progress, the last words, the exit status."""
 
 import gc
 import os
-import signal
 import stat
 from argparse import Namespace
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from llmfilter import ending
 from llmfilter.words import counted
 
 if TYPE_CHECKING:
-    from llmfilter.output.progress import Progress
     from llmfilter.output.terminal import Terminal
-    from llmfilter.pipeline import Pipeline
+    from llmfilter.pipeline import Mode, Pipeline, Run
     from llmfilter.stats import Stats
-
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
@@ -31,21 +29,20 @@ def say(message: str, beside: "Terminal | None" = None) -> None:
 
 
 async def run(args: Namespace) -> int:
-    """Build the job from what was typed, run it, and say how it ended; return the exit status."""
+    """Build the mode from what was typed, run it, and say how it ended; return the exit status."""
     import asyncio
 
-    from llmfilter.job import make_job
-    from llmfilter.modes.from_batch import Load
+    from llmfilter.job import prepare
     from llmfilter.output.error_lines import error_line, short_line
     from llmfilter.output.lines import Output
     from llmfilter.output.progress import Progress, summary
     from llmfilter.output.terminal import find_terminal
-    from llmfilter.output.writer import write_all, write_alone
-    from llmfilter.pipeline import Pipeline
+    from llmfilter.output.writer import is_writable, write_all, write_alone
+    from llmfilter.pipeline import Pipeline, Run
+    from llmfilter.signals import Signals
     from llmfilter.stats import Stats
 
-    stats = Stats()
-    job = await make_job(args, os.environ, STDIN, stats)
+    make_mode = await prepare(args, os.environ, STDIN)
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
 
@@ -60,14 +57,27 @@ async def run(args: Namespace) -> int:
     terminal = find_terminal(STDERR, is_painted="NO_COLOR" not in os.environ)
     describe = partial(short_line, terminal) if terminal and terminal.is_stderr else error_line
     is_pipe = stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
-    output = Output(write_stdout if is_pipe else partial(write, STDOUT), write_stderr, job.keep_order, describe)
-    pipeline = (Load if args.from_batch else Pipeline)(job, STDIN, output, stats)
+    output = Output(write_stdout if is_pipe else partial(write, STDOUT), write_stderr, args.keep_order, describe)
+    run = Run(output, Stats(), ending.Ending(), asyncio.TaskGroup())
+    output.on_failure = partial(stop_writing, run.ending)
+    mode = make_mode(run)
+    pipeline = Pipeline(mode, STDIN, run)
     shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
     has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
-    progress = Progress(pipeline, total_bytes, partial(write, STDERR), shown_on if has_bar else None)
+    progress = Progress(
+        run.stats, pipeline.snapshot, total_bytes, partial(write, STDERR), shown_on if has_bar else None
+    )
     # Where plain lines are seen that stderr takes elsewhere.
     beside = shown_on if shown_on and not shown_on.is_stderr else None
-    catch_signals(pipeline, progress, beside, args.stats)
+
+    def end_at_once() -> None:
+        if args.stats is not None:
+            write_stats(args.stats, run.stats)
+        if is_writable(STDERR):
+            for line in last_words(pipeline, mode, run)[:1]:
+                say(line, beside)
+
+    signals = Signals(run, pipeline.snapshot, progress, beside, end_at_once)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
     gc.freeze()  # what was made so far stays to the end, and is not looked through any more
     try:
@@ -75,105 +85,57 @@ async def run(args: Namespace) -> int:
     finally:
         progress.close()
     if args.stats is not None:
-        write_stats(args.stats, stats)
-    for line in ending(pipeline):
+        write_stats(args.stats, run.stats)
+    for line in last_words(pipeline, mode, run):
         say(line, beside)
-    if shown_on and not pipeline.report():
-        shown_on.say(*summary(stats))
-    return pipeline.stopped.status if pipeline.stopped else int(stats.failed > 0)
+    if shown_on and not mode.report():
+        shown_on.say(*summary(run.stats))
+    return signals.status or status_of(run)
+
+
+def status_of(run: "Run") -> int:
+    """Return the exit status of a run that no signal has ended."""
+    if run.ending.stop:
+        return run.ending.stop.status
+    return ending.SOME_FAILED if run.stats.failed else ending.ALL_ANSWERED
 
 
 def bytes_left(fd: int) -> int | None:
-    """How much there is to read, if the descriptor is a file."""
+    """Return how much there is to read, if the descriptor is a file."""
     status = os.fstat(fd)
     return status.st_size - os.lseek(fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
 
-def ending(pipeline: "Pipeline") -> list[str]:
+def stop_writing(end: ending.Ending, error: Exception) -> None:
+    """End a run whose output can't be written."""
+    if isinstance(error, BrokenPipeError):
+        end.begin(ending.READER_GONE, None)  # it has seen enough
+    else:
+        why = error.strerror if isinstance(error, OSError) else error
+        end.begin(ending.STOPPED_EARLY, f"the output can't be written: {why}")
+
+
+def last_words(pipeline: "Pipeline", mode: "Mode", run: "Run") -> list[str]:
     """Return what there is to say at the end, beside the summary."""
-    stats, stopped = pipeline.stats, pipeline.stopped
-    lines = [describe_stop(pipeline)] if stopped and stopped.reason else []
-    if stats.unstored:
-        lost = counted(stats.unstored, "answer")
+    stop, lines = run.ending.stop, []
+    if stop and stop.reason:
+        lines.append(describe_stop(stop.reason, pipeline, mode, run.stats))
+    if run.stats.unstored:
+        lost = counted(run.stats.unstored, "answer")
         lines.append(f"{lost} could not be stored in the cache: they will be paid for again")
-    if not pipeline.output.failure:  # else it did not all come out
-        lines += pipeline.report()
+    if not run.output.failure:  # else it did not all come out
+        lines += mode.report()
     return lines
 
 
-def catch_signals(
-    pipeline: "Pipeline", progress: "Progress", beside: "Terminal | None", stats_path: str | None
-) -> None:
-    """Let the first signal drain the pipeline, the second end the program at once; SIGUSR1 asks how far it is.
-
-    What was ignored at the start (nohup's SIGHUP, a background job's SIGINT) stays ignored.
-    """
-    import asyncio
-
-    from llmfilter.output.writer import is_writable
-    from llmfilter.pipeline import Stop
-
-    loop = asyncio.get_running_loop()
-    seen: list[signal.Signals] = []
-
-    def stop(number: signal.Signals) -> None:
-        if seen:
-            progress.close()
-            if stats_path is not None:
-                write_stats(stats_path, pipeline.stats)
-            if is_writable(STDERR):
-                say(describe_stop(pipeline), beside)
-            die_of(number)
-        seen.append(number)
-        pipeline.stop(Stop(128 + number, f"ended by {number.name}"))
-        now = pipeline.snapshot()
-        if now.at_server:
-            waits_for = f"finishing {counted(now.at_server, 'request')}, already paid for"
-        elif now.held:
-            waits_for = "waiting for the reader of the output"
-        else:
-            return
-        message = f"{number.name}: {waits_for}; once more stops at once"
-        pipeline.output.say(message)
-        if beside:
-            progress.tell(message, beside)
-
-    def pause() -> None:
-        """Stop as Ctrl-Z wants it, with the bar out of the way."""
-        progress.close()
-        loop.remove_signal_handler(signal.SIGTSTP)
-        signal.raise_signal(signal.SIGTSTP)
-        loop.add_signal_handler(signal.SIGTSTP, pause)
-        progress.resume()
-
-    def tell() -> None:
-        pipeline.output.say(progress.line())
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, stop, number)
-    if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGTSTP, pause)
-    loop.add_signal_handler(signal.SIGUSR1, tell)
-
-
-def describe_stop(pipeline: "Pipeline") -> str:
+def describe_stop(reason: str, pipeline: "Pipeline", mode: "Mode", stats: "Stats") -> str:
     """Return how far a run came that ended early, and how to go on."""
-    stats, line = pipeline.stats, pipeline.snapshot().first_unfinished
-    reason = pipeline.stopped.reason if pipeline.stopped else None
+    line = pipeline.snapshot().first_unfinished
     done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"
     if line is None:
         return f"{reason}; every row has its line: {done}"
-    way_on = ": the same command on the same input goes on from there" if pipeline.resumes else ""
+    way_on = ": the same command on the same input goes on from there" if mode.resumes else ""
     return f"{reason}; stopped at line {line}, the first that is left ({done}){way_on}"
-
-
-def die_of(number: int) -> NoReturn:
-    """End by a signal, as a shell's loop has to see it: $? is 128 + number then."""
-    signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-    os.kill(os.getpid(), number)
-    os._exit(128 + number)  # where the signal can't be delivered
 
 
 def write_stats(path: str, stats: "Stats") -> None:

@@ -118,18 +118,35 @@ class Stats:
         }
 
 
+class UnderWay(NamedTuple):
+    """What was taken and has no line yet.
+
+    requests: how many there are.
+    first_unfinished: the lowest of their lines, or None.
+    at_server: how many were sent and not answered.
+    limit: what was found of the server's limit, if any.
+    waits_s: for how long nothing has come back from the server but refusals and faults.
+    """
+
+    requests: int = 0
+    first_unfinished: int | None = None
+    at_server: int = 0
+    limit: str | None = None
+    waits_s: float = 0.0
+
+
 class Snapshot(NamedTuple):
     """How far a run is.
 
-    bytes_done: about how much of the input has its lines; at_server: requests under way there; held:
-    whether answers wait for the reader of the output; first_unfinished: the lowest line without an
-    outcome, or None; limit: what was found of the server's limit, if any; waits_s: for how long nothing
-    has come back from the server but refusals and faults.
+    bytes_done: about how much of the input has its lines.
+    is_held: whether lines wait for the reader of the output.
+    is_ending: whether nothing more is taken.
+    first_unfinished: the lowest line without an outcome, or None.
+    under_way: what was taken and has no line yet.
     """
 
     bytes_done: float
-    at_server: int
-    held: bool
+    is_held: bool
+    is_ending: bool
     first_unfinished: int | None
-    limit: str | None
-    waits_s: float
+    under_way: UnderWay

@@ -176,6 +176,18 @@ class Program:
         """Waits for its end, and reads nothing."""
         self._process.wait(PATIENCE_S)
 
+    def stop_at_once(self, number: signal.Signals) -> Self:
+        """Signals it until it ends: what comes within a second of the first signal is the same event."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._process.poll() is None:
+            assert time.monotonic() < deadline, "it does not end"
+            self.signal(number)
+            try:
+                self._process.wait(0.1)
+            except subprocess.TimeoutExpired:
+                pass
+        return self
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 

@@ -96,3 +96,10 @@ def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
     if args.response in (taken or ["answer"] * args.text):
         raise UsageError(f"--response {printable(args.response)}: the answer has this key already: give another one")
     return Checks(schema, fields, args.as_key, args.text, args.response)
+
+
+def response_format(is_text: bool, schema: "Schema | None") -> Any:
+    """Return how the server is asked for JSON; None where it isn't."""
+    if is_text:
+        return None
+    return schema.response_format() if schema else {"type": "json_object"}

@@ -15,8 +15,7 @@ from orjson import loads
 from llmfilter.answers.checks import Answer, Checks
 from llmfilter.cache.stored import HEADER, SUM_BYTES, VERSION, parse_content
 from llmfilter.errors import RowError
-from llmfilter.input.records import Parsed
-from llmfilter.jsontext import splice
+from llmfilter.jsontext import Row, splice
 from llmfilter.stats import Stats
 
 Outcome = bytes | RowError | None  # a row's line; what today's checks say of its stored answer; nothing sound is stored
@@ -37,8 +36,11 @@ class Replay:
         self._is_plain = checks.takes_any and checks.response is None
         self._stats = stats
 
-    def outcomes(self, rows: Iterable[Parsed], keys: Iterable[bytes], found: Iterable[bytes | None]) -> list[Outcome]:
-        """Return what becomes of the first rows by what was found: of all that something, or nothing, was found for."""
+    def outcomes(self, rows: Iterable[Row], keys: Iterable[bytes], found: Iterable[bytes | None]) -> list[Outcome]:
+        """Return one outcome for each row that was looked up.
+
+        This may be fewer than `rows`: a look-up stops after 1 MB, and the caller then asks for the rest.
+        """
         is_plain, header_bytes = self._is_plain, HEADER.size
         outcomes: list[Outcome] = []
         line: Outcome

@@ -101,7 +101,7 @@ class Ahead:
             self._changed.notify()
 
 
-class Rows:
+class Reader:
     """The lines of a descriptor, read ahead by a thread: `async for lines in rows`.
 
     lines_read, bytes_read: up to and with the block handed out last. The iteration ends at the end
@@ -126,7 +126,7 @@ class Rows:
         self._stopped = True
         self._wake.set()
 
-    def __aiter__(self) -> "Rows":
+    def __aiter__(self) -> "Reader":
         return self
 
     async def __anext__(self) -> list[bytes]:

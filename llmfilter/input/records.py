@@ -4,23 +4,13 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from llmfilter.errors import RowError, attempt
 from llmfilter.input.reader import BLOCK_BYTES, BOM, LINE_BYTES_MAX, Overlong
 from llmfilter.jsontext import parse_json
-
-Parsed = tuple[int, bytes, dict[str, Any]]  # what a Row is made of: most rows need none, the cache has their answer
-
-
-class Row(NamedTuple):
-    """A record under way: its line number, its own bytes without white space around, and the same parsed."""
-
-    number: int
-    raw: bytes
-    record: dict[str, Any]
 
 
 def parse_records(lines: Sequence[bytes]) -> list[dict[str, Any] | RowError]:

@@ -11,7 +11,7 @@ from llmfilter.input.template import Field, Template, dump_value, inside, json_a
 from llmfilter.jsontext import depth, dump_text, is_exact, object_end, one_line, parse_exact, parse_json
 
 if TYPE_CHECKING:
-    from llmfilter.answers.schema import Schema
+    pass
 
 
 _BUILT = {"messages": "-p and -s", "model": "-m", "stream": None, "n": None}  # what -o may not set
@@ -135,13 +135,6 @@ class Keys:
             digest.update(body[head_bytes:])
             keys.append(digest.digest())
         return keys
-
-
-def response_format(is_text: bool, schema: "Schema | None") -> Any:
-    """Return how the server is asked for JSON; None where it isn't."""
-    if is_text:
-        return None
-    return schema.response_format() if schema else {"type": "json_object"}
 
 
 def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:

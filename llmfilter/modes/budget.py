@@ -1,7 +1,6 @@
 """How many tokens a run may be billed with (`--budget`)."""
 
-from collections.abc import Callable
-
+from llmfilter.ending import STOPPED_EARLY, Ending
 from llmfilter.stats import Stats
 from llmfilter.worker import Change
 
@@ -13,25 +12,25 @@ TOKEN_BYTES = 4
 class Budget:
     """Lets requests go as long as tokens are left, if those under way cost what the mean has been.
 
-    Before there is a mean they are expected to cost what their own bytes do. changed: wakes who waits
-    for room; stop: ends the run, and says why. What is under way when the tokens are used up goes
-    beyond them.
+    Admits a request while the tokens billed so far plus the expected tokens of the requests in flight (the
+    mean so far, each) stay below the budget. Before there is a mean they are expected to cost what their
+    own bytes do. What is in flight when the tokens are used up goes beyond them.
     """
 
-    def __init__(self, tokens: int, stats: Stats, changed: Change, stop: Callable[[str], None]) -> None:
+    def __init__(self, tokens: int, stats: Stats, changed: Change, ending: Ending) -> None:
         self._tokens = tokens
         self._stats = stats
         self._changed = changed
-        self._stop = stop
+        self._ending = ending
         self._under_way = 0
         self._completions = 0
 
-    async def take(self, is_over: Callable[[], bool], body_bytes: int) -> None:
+    async def take(self, body_bytes: int) -> None:
         """Return when a request of so many bytes may go, to be followed by `free`; or as soon as the run is over."""
-        await self._changed.until(lambda: is_over() or self._is_used_up or self._has_room(body_bytes))
+        await self._changed.until(lambda: self._ending.has_begun or self._is_used_up or self._has_room(body_bytes))
         self._under_way += 1
         if self._is_used_up:
-            self._stop(f"the {self._tokens} tokens of --budget are used up")
+            self._ending.begin(STOPPED_EARLY, f"the {self._tokens} tokens of --budget are used up")
 
     def free(self) -> None:
         """Note that a request is no longer under way."""
@@ -42,7 +41,10 @@ class Budget:
         """Note a completion and what it cost; stop where the server does not say."""
         self._completions += 1
         if not tokens:
-            self._stop("the server does not say how many tokens it bills, so --budget can't be kept: leave it out")
+            self._ending.begin(
+                STOPPED_EARLY,
+                "the server does not say how many tokens it bills, so --budget can't be kept: leave it out",
+            )
 
     @property
     def _billed(self) -> int:

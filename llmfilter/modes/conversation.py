@@ -9,12 +9,13 @@ from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
 from llmfilter.errors import Abandoned, Retryable, RowError
 from llmfilter.modes.budget import Budget
-from llmfilter.modes.hopeless import Breaker
-from llmfilter.modes.under_way import InFlight, Request
+from llmfilter.modes.hopeless import Hopeless
+from llmfilter.modes.look_up import Plan
+from llmfilter.modes.under_way import Request, Requests
 
 if TYPE_CHECKING:
-    from llmfilter.job import Job
-    from llmfilter.server.client import Chat
+    from llmfilter.modes.ask import Asking
+    from llmfilter.server.client import Client
 
 
 BACKOFF_FIRST_S = 0.5
@@ -36,87 +37,89 @@ class Conversation:
 
     def __init__(
         self,
-        job: "Job",
-        chat: "Chat",
-        in_flight: InFlight,
-        breaker: Breaker,
+        plan: Plan,
+        asking: "Asking",
+        client: "Client",
+        requests: Requests,
+        hopeless: Hopeless,
         budget: Budget | None,
     ) -> None:
-        self._job = job
-        self._chat = chat
-        self._in_flight = in_flight
-        self._breaker = breaker
+        self._plan = plan
+        self._asking = asking
+        self._client = client
+        self._requests = requests
+        self._hopeless = hopeless
         self._budget = budget
-        self._send = self._send_within if budget else chat.send
+        self._send = self._send_within if budget else client.send
 
     async def hold(self, request: Request) -> tuple[Completion, Answer]:
         """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
-        body, reasks_left, failures, patience = request.body, self._job.reasks, 0, None
+        body, reasks_left, failures, patience = request.body, self._asking.reasks, 0, None
         if request.unusable and reasks_left:
             body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
         while True:
             try:
                 completion = await self._send(body, request)
-                self._breaker.succeed()
+                self._hopeless.succeed()
                 return completion, self._parse(completion)
             except Retryable as fault:
-                self._breaker.hear(fault)
+                self._hopeless.hear(fault)
                 if fault.is_refusal:
                     patience = patience or Patience()
-                    is_over = patience.is_over(asyncio.get_running_loop().time(), self._chat.answers)
+                    is_over = patience.is_over(asyncio.get_running_loop().time(), self._client.answers)
                     wait_s = delay_s(fault.after_s, patience.refusals, random.random())
                 else:
-                    failures += not self._chat.limit.away  # which is no fault of this row
-                    is_over = failures > self._job.retries
+                    failures += not self._client.limit.away  # which is no fault of this row
+                    is_over = failures > self._asking.retries
                     wait_s = delay_s(fault.after_s, max(1, failures), random.random())
                 if is_over:
                     raise self._reject(fault) from None
             except RowError as fault:
-                if not reasks_left or fault.kind not in _REASKED or self._chat.draining.is_set():
+                if not reasks_left or fault.kind not in _REASKED or self._client.ending.has_begun:
                     raise self._reject(fault) from None
                 body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
                 continue
             await self._back_off(request, wait_s)
 
     async def _send_within(self, body: bytes, request: Request) -> Completion:
-        """Send a request as `Chat.send` does, when the budget has room for it."""
+        """Send a request as `Client.send` does, when the budget has room for it."""
         budget = self._budget
         assert budget is not None
-        await budget.take(self._chat.draining.is_set, len(body))
+        await budget.take(len(body))
         try:
-            completion = await self._chat.send(body, request)
+            completion = await self._client.send(body, request)
             budget.count(completion.prompt_tokens + completion.completion_tokens)
         finally:
             budget.free()
         return completion
 
     def _reject(self, fault: RowError) -> RowError:
-        self._breaker.reject(self._chat.clean(fault))
+        self._hopeless.reject(self._client.clean(fault))
         return fault
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
         """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""
-        self._in_flight.free_slot()
+        self._requests.free_slot()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await self._chat.draining.wait()
-        await self._in_flight.return_slot(request)
-        if self._chat.draining.is_set():
+                await self._client.ending.wait()
+        await self._requests.return_slot(request)
+        if self._client.ending.has_begun:
             raise Abandoned
 
     def _parse(self, completion: Completion) -> Answer:
         """Return the answer in a completion; one that was cut off is one if nothing of it is missing."""
         fault = completion.fault
         if fault is None:
-            return self._job.checks.parse(completion.content)
-        if fault.kind == "truncated" and (answer := self._job.checks.parse_whole(completion.content)):
+            return self._plan.checks.parse(completion.content)
+        if fault.kind == "truncated" and (answer := self._plan.checks.parse_whole(completion.content)):
             return answer
         raise fault
 
     def _reask(self, request: Request, fault: RowError) -> bytes:
-        self._chat.stats.reasked += 1
+        self._client.stats.reasked += 1
         turns = [("assistant", fault.raw or ""), ("user", REASK.format(fault=fault.message))]
-        return self._job.prompt.extend(request.body, turns)
+        return self._plan.prompt.extend(request.body, turns)
 
 
 class Patience:

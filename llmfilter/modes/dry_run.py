@@ -1,7 +1,6 @@
 """What a run prints that sends nothing: request bodies (`-n`)."""
 
 import json
-from abc import ABC, abstractmethod
 from typing import Any
 
 import orjson
@@ -9,7 +8,7 @@ import orjson
 from llmfilter.errors import RowError
 from llmfilter.jsontext import parse_json
 from llmfilter.modes.budget import TOKEN_BYTES
-from llmfilter.modes.seen import Seen
+from llmfilter.modes.preview import Tally
 from llmfilter.stats import Stats
 from llmfilter.words import counted, short
 
@@ -18,51 +17,20 @@ _MESSAGE_TOKENS = 4
 _REPLY_TOKENS = 3
 
 
-class Preview(ABC):
-    """Prints something for each request instead of sending it, and tells what was new from what was equal to it."""
+class DryRun:
+    """Prints each body, and says about what the prompts cost.
 
-    def __init__(self, seen: Seen) -> None:
-        self._seen = seen
-        self._new = self._equal = 0
+    budget: the tokens of `--budget`, if it was given.
+    """
 
-    @abstractmethod
-    def line(self, key: bytes, body: bytes, found: bytes | RowError | None) -> bytes:
-        """Return what to print for a request, with its newline, or nothing.
-
-        found: the line that the cache would answer it with, or what is wrong with the answer there.
-        """
-
-    @abstractmethod
-    def report(self, stats: Stats, is_whole: bool) -> list[str]:
-        """Return what there is to say at the end; is_whole: of the whole input."""
-
-    def _is_new(self, key: bytes) -> bool:
-        is_new = self._seen.add(key)
-        self._new += is_new
-        self._equal += not is_new
-        return is_new
-
-    def _counts(self, stats: Stats, is_whole: bool, done: str) -> str:
-        """Return what became of the rows; done: what is done with the new requests."""
-        which = counted(stats.rows, "row") if is_whole else "as far as it came"
-        counts = [f"{stats.cached:,} answered by the cache", f"{stats.failed:,} failed"]
-        counts.append(f"{counted(self._new, 'request')} {done}")
-        if self._equal:
-            counts.append(f"{self._equal:,} equal to one before")
-        return f"{which}: {', '.join(counts)}"
-
-
-class DryRun(Preview):
-    """Prints each body, and says about what the prompts cost. budget: the tokens of `--budget`, if it was given."""
-
-    def __init__(self, seen: Seen, budget: int | None) -> None:
-        super().__init__(seen)
+    def __init__(self, tally: Tally, budget: int | None) -> None:
+        self._tally = tally
         self._budget = budget
         self._tokens = self._attachments = self._within = 0
 
     def line(self, key: bytes, body: bytes, found: bytes | RowError | None) -> bytes:
-        """As in Preview."""
-        if not isinstance(found, bytes) and self._is_new(key):
+        """As in Printer."""
+        if not isinstance(found, bytes) and self._tally.is_new(key):
             self._within += self._budget is not None and self._tokens < self._budget
             tokens, attachments = measure(body)
             self._tokens += tokens
@@ -70,9 +38,9 @@ class DryRun(Preview):
         return body + b"\n"
 
     def report(self, stats: Stats, is_whole: bool) -> list[str]:
-        """As in Preview."""
-        said = [self._counts(stats, is_whole, "to be sent")]
-        if not self._new:
+        """As in Printer."""
+        said = [self._tally.counts(stats, is_whole, "to be sent")]
+        if not self._tally.new:
             return said
         said.append(f"about {short(self._tokens)} prompt tokens, at {TOKEN_BYTES} bytes of text each")
         if self._attachments:

@@ -4,36 +4,24 @@ Any of the files that a provider gives, in any order. What the cache has stays t
 changes nothing, also where the ordinary run has got a better answer since.
 """
 
-import asyncio
 import re
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
-from llmfilter.answers.checks import Checks
 from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
-from llmfilter.cache.store import open_cache
+from llmfilter.cache.store import NoCache
 from llmfilter.cache.stored import is_whole, pack
-from llmfilter.errors import RowError, UsageError
+from llmfilter.errors import RowError
 from llmfilter.input.reader import BLOCK_BYTES
 from llmfilter.input.records import parse_record
-from llmfilter.input.request import Keys, Prompt
-from llmfilter.job import Job, check_stats
 from llmfilter.jsontext import members
-from llmfilter.options import make_parser
-from llmfilter.output.lines import Output
-from llmfilter.pipeline import Pipeline
-from llmfilter.stats import Stats
+from llmfilter.pipeline import Run
+from llmfilter.stats import UnderWay
 
-if TYPE_CHECKING:
-    from llmfilter.server.client import Chat
-
-
-_LOADING = {"--from-batch", "--cache", "--no-cache", "--stats", "--quiet"}  # what goes with --from-batch
 _KEY_DIGITS = 64
 # What follows a body in what OpenAI and most others write: the response's end, and `error`.
 _REST = re.compile(rb'\s*\}\s*,\s*"error"\s*:\s*null\s*\}$')
@@ -42,55 +30,75 @@ _BLOCKS_MOST = 4  # on their way to the disk: about 1 MB
 Result = tuple[bytes, Completion]  # under its key
 
 
-class Load(Pipeline):
-    """A run that stores completions instead of asking for them; `asked` in its counters are those that were new."""
+class FromBatch:
+    """A mode of the pipeline: see there. `asked` in its counters are the answers that were new."""
 
-    def __init__(self, job: "Job", stdin: int, output: Output, stats: Stats) -> None:
-        super().__init__(job, stdin, output, stats)
-        self._rows_most = BLOCK_BYTES  # all lines of a block are stored together
-        self._room = asyncio.Semaphore(_BLOCKS_MOST)
-        self._under_way: set[bytes] = set()
+    resumes = True
+    lines_most = BLOCK_BYTES  # all lines of a block are stored together
 
-    async def _take(self, lines: list[bytes]) -> None:
-        """Store what lines hold, while the next ones are read; what is no answer gets its error line."""
+    def __init__(self, cache: NoCache, run: Run) -> None:
+        self._cache = cache
+        self._run = run
+        self._blocks = 0  # on their way to the disk
+        self._storing: set[bytes] = set()
+        self.taken = 0
+        cache.on_failure = run.output.say
+
+    @property
+    def has_room(self) -> bool:
+        """As in Mode."""
+        return self._blocks < _BLOCKS_MOST
+
+    def take(self, lines: list[bytes]) -> Iterator[int]:
+        """As in Mode: store what lines hold, while the next ones are read."""
         results = []
-        for number, line in enumerate(lines, self._number + 1):
+        for number, line in enumerate(lines, self.taken + 1):
             raw = line.strip()
             if not raw:
                 continue
+            self._run.stats.rows += 1
             try:
                 results.append(parse_result(raw))
             except RowError as error:
-                self._fail(number, raw, error, is_record=error.kind != "input")
-        self._number += len(lines)
-        self.stats.rows += len(results)
-        await self._room.acquire()
-        self._tasks.create_task(self._store(results))
+                self._run.fail(number, raw, error, is_record=error.kind != "input")
+        self.taken += len(lines)
+        self._blocks += 1
+        self._run.tasks.create_task(self._store(results))
+        yield self.taken + 1
 
     async def _store(self, results: list[Result]) -> None:
-        cache, stats = self._job.cache, self.stats
+        cache, stats = self._cache, self._run.stats
         new: dict[bytes, Completion] = {}
         for key, completion in results:
             (stored,) = cache.find([key])
-            if key in new or key in self._under_way or (stored and is_whole(key, stored)):
+            if key in new or key in self._storing or (stored and is_whole(key, stored)):
                 stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
             else:
                 new[key] = completion
-        self._under_way |= new.keys()
+        self._storing |= new.keys()
         are_stored = await cache.put_all([(key, pack(key, completion)) for key, completion in new.items()])
-        self._under_way -= new.keys()
-        self._room.release()
+        self._storing -= new.keys()
+        self._blocks -= 1
+        self._run.output.changed.notify()
         if not are_stored:
-            return self._stop_early("what came back can't be stored")
+            return self._run.stop_early("what came back can't be stored")
         stats.asked += len(new)
         stats.billed_prompt += sum(completion.prompt_tokens for completion in new.values())
         stats.billed_completion += sum(completion.completion_tokens for completion in new.values())
         return None
 
+    def under_way(self) -> UnderWay:
+        """As in Mode."""
+        return UnderWay()
+
     def report(self) -> list[str]:
-        """As in Pipeline."""
-        stats = self.stats
+        """As in Mode."""
+        stats = self._run.stats
         return [f"{stats.rows} lines: {stats.asked} answers stored, {stats.cached} in the cache, {stats.failed} failed"]
+
+    async def close(self) -> None:
+        """As in Mode."""
+        self._cache.close()
 
 
 def parse_result(line: bytes) -> Result:
@@ -144,32 +152,3 @@ def _classify(status: Any, document: dict[str, Any]) -> RowError:
     words = faults.server_words(document, b"")
     codes = [code for code in sorted(faults.error_codes(document)) if code not in words]
     return RowError("server", ": ".join([*codes, words]) if words else "the line holds no completion")
-
-
-def make_loading(args: Namespace, environ: Mapping[str, str]) -> Job:
-    """Return the job of `--from-batch`, which has a cache and else nothing."""
-    for action in make_parser()._actions:
-        option = action.option_strings[-1]
-        if option not in _LOADING and getattr(args, action.dest, action.default) != action.default:
-            raise UsageError(
-                f"--from-batch only puts results into the cache: {option} belongs to the same command without it"
-            )
-    if args.no_cache:
-        raise UsageError("--from-batch puts results into the cache: leave out --no-cache")
-    check_stats(args.stats)
-    return Job(
-        prompt=Prompt(None, None, "", {}),
-        keys=Keys("", []),
-        checks=Checks(),
-        reasks=0,
-        retries=0,
-        jobs=1,
-        keep_order=False,
-        budget=None,
-        cache=open_cache(args, environ),
-        connect=_connect_never,
-    )
-
-
-def _connect_never() -> "Chat":
-    raise AssertionError("nothing is sent")

@@ -7,7 +7,7 @@ from llmfilter.stats import Stats
 REJECTED_MOST = 32  # distinct rows rejected before any success: all the others would be, too
 
 
-class Breaker:
+class Hopeless:
     """Tells, as long as nothing has succeeded, whether what one row met every row will meet.
 
     An answer, also an unusable one, is a success, and so is a cache hit.

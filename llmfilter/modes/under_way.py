@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmfilter.errors import RowError
-from llmfilter.input.records import Row
+from llmfilter.jsontext import Row
 
 QUEUED_MOST = 64  # as many as are looked up together: the next block is taken when these have slots
 _ROW_BYTES = 1000  # of memory, beyond a row's own bytes
@@ -21,9 +21,10 @@ _ROW_BYTES = 1000  # of memory, beyond a row's own bytes
 class Request:
     """One request and the rows that wait for its outcome, in the order of their lines.
 
-    size: of the memory that it holds without a slot; unusable: what is wrong with the answer that the
-    cache has; attempts: how often it was sent so far, re-asking included; is_shared: its first row is
-    printed, the others follow.
+    size: bytes of the memory that it holds without a slot.
+    unusable: what is wrong with the answer that the cache has.
+    attempts: how often it was sent so far, re-asking included.
+    is_shared: its first row is printed, the others follow.
     """
 
     key: bytes
@@ -35,7 +36,7 @@ class Request:
     is_shared: bool = False
 
 
-class InFlight:
+class Requests:
     """The requests under way, and the slots for those that may be sent.
 
     start: gets each request as soon as there is a slot for it; made_room: is called when the queue has
@@ -66,7 +67,7 @@ class InFlight:
     @property
     def first_unfinished(self) -> int | None:
         """Return the lowest line that is still under way, or was abandoned; None if there is none."""
-        lines = [row.number for request in self._requests.values() for row in request.rows]
+        lines = [row[0] for request in self._requests.values() for row in request.rows]
         return min(lines if self._abandoned is None else [*lines, self._abandoned], default=None)
 
     def join(self, row: Row, key: bytes) -> bool:
@@ -131,7 +132,7 @@ class InFlight:
     def abandon(self, request: Request) -> None:
         """Forget a request whose rows get no outcome."""
         for row in request.rows:
-            self.abandon_line(row.number)
+            self.abandon_line(row[0])
         self.remove(request)
 
     def abandon_queue(self) -> None:
@@ -145,4 +146,4 @@ class InFlight:
 
 
 def _size(row: Row) -> int:
-    return len(row.raw) + _ROW_BYTES
+    return len(row[1]) + _ROW_BYTES

@@ -84,6 +84,11 @@ class Output:
             self.on_failure(self.failure)
         self.changed.notify()
 
+    def finish(self) -> None:
+        """Hold back no line any more for others that will not come; let all who wait look again."""
+        self.is_over = True
+        self.changed.notify()
+
     def release(self) -> None:
         """Write what is held back for its turn: the run is over."""
         if self._order:

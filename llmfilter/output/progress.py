@@ -2,18 +2,14 @@
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from llmfilter.output.bar import Bar, meter
 from llmfilter.output.terminal import CLEAR, Terminal
 from llmfilter.output.writer import Write
-from llmfilter.stats import Stats
+from llmfilter.stats import Snapshot, Stats
 from llmfilter.words import counted, duration, short
 from llmfilter.worker import start_thread
-
-if TYPE_CHECKING:
-    from llmfilter.pipeline import Pipeline
-
 
 START_S = 0.5  # a short run needs no bar
 SAMPLE_S = 1.0
@@ -23,20 +19,25 @@ _METER_COLUMNS = 20
 
 
 class Progress:
-    """Watches a pipeline, and says how far it is.
+    """Says how far a run is.
 
-    total_bytes: of the input, if it is a file; write: to stderr; terminal: for a bar, None for none.
+    look: tells it.
+    total_bytes: of the input, if it is a file.
+    write: to stderr.
+    terminal: for a bar, None for none.
     """
 
     def __init__(
         self,
-        pipeline: "Pipeline",
+        stats: Stats,
+        look: Callable[[], Snapshot],
         total_bytes: int | None,
         write: Write,
         terminal: Terminal | None,
     ) -> None:
         self._write = write
-        self._pipeline = pipeline
+        self._stats = stats
+        self._look = look
         self._total_bytes = total_bytes
         self._terminal = terminal
         self._bar: Bar | None = None
@@ -45,7 +46,7 @@ class Progress:
         self._start()
 
     def _start(self) -> None:
-        self._samples: deque[tuple[float, int, float]] = deque([self._look()])
+        self._samples: deque[tuple[float, int, float]] = deque([self._sampled()])
         self._timer = asyncio.get_running_loop().call_later(START_S, self._sample)
 
     def write(self, lines: bytes) -> None:
@@ -79,39 +80,43 @@ class Progress:
         """Begin again after `close`: the time between counts for no speed."""
         self._start()
 
-    def _look(self) -> tuple[float, int, float]:
-        return self._pipeline.stats.seconds, self._done, self._pipeline.snapshot().bytes_done
+    def _sampled(self) -> tuple[float, int, float]:
+        return self._stats.seconds, self._done, self._look().bytes_done
 
     def _sample(self) -> None:
         if self._terminal and not self._bar:
             self._bar = Bar(self._terminal, self._draw)
-        self._samples.append(self._look())
+        self._samples.append(self._sampled())
         while self._samples[0][0] < self._samples[-1][0] - WINDOW_S:
             self._samples.popleft()
         self._timer = asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
 
     @property
     def _done(self) -> int:
-        return self._pipeline.stats.answered + self._pipeline.stats.failed
+        return self._stats.answered + self._stats.failed
 
     @property
     def fraction(self) -> float | None:
         """Return how much of the input is done; None if its size is unknown, or no more of it is read."""
-        if not self._total_bytes or self._pipeline.stopped:
+        if not self._total_bytes or self._look().is_ending:
             return None
-        return min(1.0, self._pipeline.snapshot().bytes_done / self._total_bytes)
+        return min(1.0, self._look().bytes_done / self._total_bytes)
 
     def segments(self) -> list[str]:
         """Return what there is to say, the most important first."""
-        return self._left() if self._pipeline.stopped else self._running()
+        return self._left() if self._look().is_ending else self._running()
 
     def _left(self) -> list[str]:
-        stats, now = self._pipeline.stats, self._pipeline.snapshot()
-        doing = f"finishing {counted(now.at_server, 'request')}" if now.at_server else "writing what is left"
+        stats, now = self._stats, self._look()
+        doing = (
+            f"finishing {counted(now.under_way.at_server, 'request')}"
+            if now.under_way.at_server
+            else "writing what is left"
+        )
         return [doing, counted(self._done, "row"), f"{short(stats.billed_prompt + stats.billed_completion)} tokens"]
 
     def _running(self) -> list[str]:
-        stats, now = self._pipeline.stats, self._pipeline.snapshot()
+        stats, now = self._stats, self._look()
         then, rows, taken = self._samples[0]
         seconds = max(stats.seconds - then, 0.001)
         rate = (self._done - rows) / seconds
@@ -125,9 +130,11 @@ class Progress:
         said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
-        said.append(f"{now.at_server:,} in flight" if now.waits_s < WAITS_S else "waiting for the server")
-        if now.limit:
-            said.append(f"limit {now.limit}")
+        said.append(
+            f"{now.under_way.at_server:,} in flight" if now.under_way.waits_s < WAITS_S else "waiting for the server"
+        )
+        if now.under_way.limit:
+            said.append(f"limit {now.under_way.limit}")
         if stats.cached:
             said.append(f"{stats.cached:,} from cache")
         said.append(f"{short(stats.billed_prompt + stats.billed_completion)} tokens")

@@ -6,13 +6,13 @@ line. An answer is never altered, also where it is shown to the model again.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
-from llmfilter.errors import Abandoned, Faulty, Retryable, RowError, RunError, UsageError
-from llmfilter.jsontext import parse_json
-from llmfilter.server.endpoint import Endpoint, Mask
+from llmfilter.ending import Ending
+from llmfilter.errors import Abandoned, Faulty, Retryable, RowError, RunError
+from llmfilter.server.endpoint import Mask
 from llmfilter.server.exchange import Reply, Stale, Wire
 from llmfilter.server.limit.limit import Limit, Ticket
 from llmfilter.stats import Stats
@@ -30,23 +30,25 @@ class Counted(Protocol):
     attempts: int
 
 
-class Chat:
+class Client:
     """A client for one endpoint. To be made on a running loop; `close` it in the end.
 
-    answers: how many there have been; draining: set once nothing may be sent any more; on_wait gets a message
-    when the server is waited for, and when it is back.
+    answers: how many there have been.
+    ending: of the run; once it has begun nothing is sent any more.
+    say: gets a message when the server is waited for, and when it is back.
     """
 
-    on_wait: Callable[[str], None] = staticmethod(lambda message: None)
-
-    def __init__(self, endpoint: Endpoint, timeout_s: float, limit: Limit, stats: Stats) -> None:
-        self._wire = Wire(endpoint, timeout_s)
-        self._mask = endpoint.mask
+    def __init__(self, wire: Wire, limit: Limit, stats: Stats, ending: Ending, say: Callable[[str], None]) -> None:
+        self._wire = wire
+        self._mask = wire.mask
+        self._say = say
         self.limit = limit
         self.stats = stats
         self.answers = 0
         self._is_waiting = self._has_said_full = False
-        self.draining = asyncio.Event()
+        self.ending = ending
+        ending.tell(limit.drain)
+        ending.tell(wire.drain)
 
     @property
     def at_server(self) -> int:
@@ -57,12 +59,6 @@ class Chat:
         """Close the connections."""
         await self._wire.close()
 
-    def drain(self) -> None:
-        """Send nothing more: what waits to be sent is abandoned, what is under way goes on."""
-        self.draining.set()
-        self.limit.drain()
-        self._wire.drain()
-
     async def send(self, body: bytes, sender: Counted) -> Completion:
         """Send a request once, when its turn comes; return the completion.
 
@@ -70,7 +66,7 @@ class Chat:
         """
         is_again = False
         while True:
-            if self.draining.is_set():
+            if self.ending.has_begun:
                 raise Abandoned
             ticket = await self.limit.turn()
             self._count(sender, 1)
@@ -93,7 +89,7 @@ class Chat:
         self.limit.answered(ticket)
         if self._is_waiting:
             self._is_waiting = False
-            self.on_wait("the server answers again")
+            self._say("the server answers again")
         self.answers += 1
         self.stats.answer_s.add(asyncio.get_running_loop().time() - ticket.sent_at)
         self.stats.billed_prompt += completion.prompt_tokens
@@ -104,16 +100,6 @@ class Chat:
         self.stats.requests += requests
         self.stats.retries += requests * bool(sender.attempts)
         sender.attempts += requests
-
-    async def models(self) -> list[str]:
-        """Return the names of the server's models; raise RowError or RunError."""
-        try:
-            document = parse_json(self._body(await self._wire.models()))
-            return [model["id"] for model in document["data"]]
-        except (RowError, RunError) as fault:
-            raise self.clean(fault) from None
-        except (ValueError, TypeError, LookupError):
-            raise RowError("server", "it sent no list of models") from None
 
     def _learn(self, fault: RowError | RunError, ticket: Ticket) -> None:
         """Tell the limit what became of a request; raise RunError where that ends the run."""
@@ -147,60 +133,31 @@ class Chat:
         self._has_said_full |= fault.is_refusal
         self._is_waiting = not fault.is_refusal
         what = "has no room" if fault.is_refusal else "does not answer"
-        self.on_wait(f"the server {what} ({fault.message}): waiting for it, {LIMIT_S / 60:.0f} minutes at most")
+        self._say(f"the server {what} ({fault.message}): waiting for it, {LIMIT_S / 60:.0f} minutes at most")
 
     def clean(self, fault: Fault) -> Fault:
-        """Return an error without secrets, as short as a line of ours may be, and without what a terminal obeys."""
-        fault.message = printable(self._mask.text(fault.message), MESSAGE_CHARS_MOST)
-        if isinstance(fault, RowError) and fault.raw is not None:
-            fault.raw = self._mask.text(fault.raw)
-        return fault
-
-    def _body(self, reply: Reply) -> bytes:
-        """Return the body of an answer with status 200; raise what another status means."""
-        if reply.status != 200:
-            headers = {name.lower(): self._mask.text(value) for name, value in reply.headers.items()}
-            raise faults.classify(reply.status, headers, self._mask(reply.body))
-        return reply.body
+        """Return an error as it may be printed."""
+        return clean(fault, self._mask)
 
     def _completion(self, reply: Reply) -> Completion:
-        body = self._body(reply)
+        body = body_of(reply, self._mask)
         try:
             return parse_completion(body)
         except Faulty:  # an error, which is masked before anything is cut off it
             return parse_completion(self._mask(body))
 
 
-_LISTED_MOST = 20
-_NAME_CHARS_MOST = 100  # characters of a model's name
+def clean(fault: Fault, mask: Mask) -> Fault:
+    """Return an error without secrets, as short as a line of ours may be, and without what a terminal obeys."""
+    fault.message = printable(mask.text(fault.message), MESSAGE_CHARS_MOST)
+    if isinstance(fault, RowError) and fault.raw is not None:
+        fault.raw = mask.text(fault.raw)
+    return fault
 
 
-async def only_model(chat: "Chat", mask: Mask, is_dry: bool) -> str:
-    """Return the server's model, if it has just one; else raise UsageError that lists them.
-
-    is_dry: nothing else will be asked of the server.
-    """
-    try:
-        models: list[Any] = list(await chat.models())
-    except (RowError, RunError) as error:
-        raise UsageError(
-            f"no model was named, and the server could not be asked for one ({error})"
-            f"{': give -m NAME, which needs no server' if is_dry else _advice(error)}"
-        ) from None
-    finally:
-        await chat.close()
-    names = [each for each in models if isinstance(each, str) and each.isprintable()]
-    if len(names) == len(models) == 1:
-        return names[0]
-    shown = ", ".join(printable(mask.text(name), _NAME_CHARS_MOST) for name in names[:_LISTED_MOST])
-    more = ", …" if len(names) > _LISTED_MOST else ""
-    raise UsageError(f"which model? Give -m NAME; the server has: {shown or 'none that can be named'}{more}")
-
-
-def _advice(error: RowError | RunError) -> str:
-    """Return what to do where the server can't be asked for its model."""
-    if isinstance(error, RunError):
-        return ""  # it says so itself
-    if isinstance(error, Retryable) and error.kind in ("network", "timeout"):
-        return f": {error.advice}"
-    return ": check $OPENAI_API_KEY" if error.status == 403 else ": give -m NAME"
+def body_of(reply: Reply, mask: Mask) -> bytes:
+    """Return the body of an answer with status 200; raise what another status means."""
+    if reply.status != 200:
+        headers = {name.lower(): mask.text(value) for name, value in reply.headers.items()}
+        raise faults.classify(reply.status, headers, mask(reply.body))
+    return reply.body

@@ -62,6 +62,7 @@ class Wire:
         self._headers = CIMultiDict(endpoint.headers)
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
+        self.mask = endpoint.mask
         self._session = _open_session()
         self._other: aiohttp.ClientSession | None = None  # each of its requests opens a connection of its own
         self._direct: direct.Direct | None = None

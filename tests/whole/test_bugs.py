@@ -27,7 +27,7 @@ sys.exit(llmfilter.cli.main())
 """
 PLACES = {
     "request": "spoil(llmfilter.input.request.Prompt, 'body', lambda prompt, record, raw: record == {'id': 'bug'})",
-    "look-up": "spoil(llmfilter.pipeline.Pipeline, '_look_up', lambda pipeline, rows, *_: rows[0][2] == {'id': 'bug'})",
+    "look-up": "spoil(llmfilter.cache.replay.Replay, 'outcomes', lambda _, rows, *rest: rows[0][2] == {'id': 'bug'})",
     "answer": "spoil(Conversation, '_parse', lambda _, completion: 'bug' in completion.content)",
     "line": "spoil(llmfilter.cache.replay.Replay, 'join', lambda _, number, raw, *rest: b'bug' in raw)",
     "written": "spoil(llmfilter.output.writer.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",

@@ -1,10 +1,11 @@
-"""Signals: the first one finishes what is paid for, the second one stops at once."""
+"""Signals: the first one finishes what is paid for, a later one stops at once."""
 
 import os
 import pty
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 from program import ASK, Programs, rows
@@ -35,8 +36,8 @@ def test_the_first_signal_finishes_what_is_in_flight(program: Programs, server: 
     assert sorted(server.prompts) == ["0", "1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize("second", SIGNALS)
-def test_the_second_signal_stops_at_once(program: Programs, server: Server, second: signal.Signals) -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_later_signal_stops_at_once(program: Programs, server: Server, second: signal.Signals) -> None:
     server.hold(lambda request: request.prompt != "0")
     run = program.start(*ASK, "-j", "2")
     run.write(rows(range(3))).read_lines(1)
@@ -44,11 +45,63 @@ def test_the_second_signal_stops_at_once(program: Programs, server: Server, seco
     run.wait_asleep(server.thread_id)
     run.signal(signal.SIGINT)
     run.read_said()
-    run.signal(second)
-    run.finish()
+    run.stop_at_once(second).finish()
     assert run.status == -second
     assert [row["id"] for row in run.rows] == [0]
     assert "stopped at line 2, the first that is left (1 row answered, 0 failed)" in run.said[1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_at_the_same_time_is_the_same_event(
+    program: Programs, server: Server, number: signal.Signals
+) -> None:
+    """As a terminal that closes sends SIGHUP, GNU timeout SIGTERM, and `kill PID; kill -- -PGID`."""
+    server.hold()
+    run = program.start(*ASK, "-j", "2")
+    run.fill(rows(range(2)), server.thread_id)
+    run.signal(number)
+    run.read_said()
+    run.signal(number)
+    run.wait_asleep(server.thread_id)
+    server.release()
+    run.finish()
+    assert run.status == -number
+    assert sorted(row["id"] for row in run.rows) == [0, 1]
+
+
+def test_a_second_sighup_never_ends_at_once(program: Programs, server: Server) -> None:
+    server.hold()
+    launch = program.write(
+        "launch.py",
+        "import sys, llmfilter.cli, llmfilter.signals\n"
+        "llmfilter.signals.SAME_EVENT_S = 0.0\nsys.exit(llmfilter.cli.main())",
+    )
+    run = program.start(*ASK, "-j", "2", command=[sys.executable, launch])
+    run.fill(rows(range(2)), server.thread_id)
+    for _ in range(3):
+        run.signal(signal.SIGHUP)
+        run.wait_asleep(server.thread_id)
+    server.release()
+    run.finish()
+    assert run.status == -signal.SIGHUP
+    assert sorted(row["id"] for row in run.rows) == [0, 1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_after_another_stop_is_what_the_program_dies_of(
+    program: Programs, server: Server, number: signal.Signals
+) -> None:
+    server.answer = lambda request: error(401, "who are you?") if request.prompt == "1" else echo(request)
+    server.hold(lambda request: request.prompt == "0")
+    run = program.start(*ASK, "-j", "2")
+    run.fill(rows(range(2)), server.thread_id)
+    run.signal(number)
+    run.wait_asleep(server.thread_id)
+    server.release()
+    run.finish()
+    assert run.status == -number
+    assert [row["id"] for row in run.rows] == [0]
+    assert "refuses all requests" in run.said[-1]
 
 
 def test_a_stderr_that_nobody_reads_does_not_keep_the_second_signal(program: Programs) -> None:
@@ -56,8 +109,7 @@ def test_a_stderr_that_nobody_reads_does_not_keep_the_second_signal(program: Pro
     run.fill(b'{"id":0}\n' + b"no JSON\n" * 1_000_000)
     run.signal(signal.SIGINT)
     run.wait_asleep()
-    run.signal(signal.SIGINT)
-    run.wait()
+    run.stop_at_once(signal.SIGINT)
     assert run.status == -signal.SIGINT
 
 
@@ -66,8 +118,7 @@ def test_stopped_at_once_it_names_no_line_behind_one_that_was_not_written(progra
     run.fill(b"".join(b'{"id":%d,"pad":"%b"}\n' % (each, b"p" * 1000) for each in range(5000)), server.thread_id)
     run.signal(signal.SIGINT)  # all is answered, but nobody reads the answers
     run.wait_asleep(server.thread_id)
-    run.signal(signal.SIGINT)
-    run.finish()
+    run.stop_at_once(signal.SIGINT).finish()
     assert run.status == -signal.SIGINT
     named = re.search(r"stopped at line (\d+)", run.said[-1])
     assert named

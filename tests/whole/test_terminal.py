@@ -472,8 +472,7 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(program: Programs, server
     terminal.wait(BAR)
     run.signal(signal.SIGINT)
     terminal.wait("finishing 2 requests")
-    run.signal(signal.SIGINT)
-    run.finish()
+    run.stop_at_once(signal.SIGINT).finish()
     assert run.status == -signal.SIGINT
     terminal.wait("stopped at line 1")
     assert BAR not in "".join(terminal.screen)
@@ -526,7 +525,7 @@ def test_stats_are_complete_after_a_signal(program: Programs, server: Server, si
     run.signal(signal.SIGINT)
     run.read_said()
     if signals == 2:
-        run.signal(signal.SIGINT)
+        run.stop_at_once(signal.SIGINT)
     else:
         server.release()
     run.finish()

@@ -14,8 +14,7 @@ from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.cache.replay import Replay
 from llmfilter.cache.stored import pack
 from llmfilter.errors import RowError
-from llmfilter.input.records import Parsed
-from llmfilter.jsontext import parse_json, splice
+from llmfilter.jsontext import Row, parse_json, splice
 from llmfilter.stats import Stats
 
 KEY = bytes(32)
@@ -29,7 +28,7 @@ contents = st.one_of(
 )
 
 
-def replay(by: Replay, row: Parsed, key: bytes, stored: bytes) -> bytes | RowError | None:
+def replay(by: Replay, row: Row, key: bytes, stored: bytes) -> bytes | RowError | None:
     """What becomes of one row."""
     (outcome,) = by.outcomes([row], [key], [stored])
     return outcome

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from server import PATIENCE_S
 
 from llmfilter.errors import RowError
-from llmfilter.input.reader import BOM, LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Rows, Splitter
+from llmfilter.input.reader import BOM, LINE_BYTES_MAX, SHOWN_BYTES, Overlong, Reader, Splitter
 from llmfilter.input.records import parse_record
 
 MIB = b"x" * (1 << 20)
@@ -75,7 +75,7 @@ def test_a_line_of_just_the_greatest_length_is_whole() -> None:
 def test_a_descriptors_lines_are_all_handed_out_and_counted(chunks: list[bytes]) -> None:
     async def main() -> None:
         reading, writing = os.pipe()
-        rows, lines, before = Rows(reading), list[bytes](), 0
+        rows, lines, before = Reader(reading), list[bytes](), 0
         try:
             for chunk in chunks:
                 os.write(writing, chunk)
@@ -102,7 +102,7 @@ def test_once_stopped_nothing_more_is_handed_out_whether_there_is_more_or_not(is
     async def main() -> None:
         reading, writing = os.pipe()
         before = threading.enumerate()
-        rows = Rows(reading)
+        rows = Reader(reading)
         (reader,) = set(threading.enumerate()) - set(before)
         os.write(writing, b"a\n")
         async with asyncio.timeout(PATIENCE_S):

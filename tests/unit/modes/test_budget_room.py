@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated import run
 
+from llmfilter.ending import Ending
 from llmfilter.modes.budget import Budget
 from llmfilter.stats import Stats
 from llmfilter.worker import Change
@@ -23,16 +24,16 @@ def test_at_equal_costs_it_is_just_used_up_beyond_a_first_burst(
     """What fails holds nothing back, and nobody waits for ever; sends: their seconds, and whether they fail."""
 
     async def main() -> None:
-        stats, ends = Stats(), list[str]()
-        budget = Budget(tokens, stats, Change(), ends.append)
+        stats, ending = Stats(), Ending()
+        budget = Budget(tokens, stats, Change(), ending)
         numbers = iter(range(1000 * len(sends)))
 
         async def work() -> None:
             while True:
-                await budget.take(lambda: bool(ends), 0)
+                await budget.take(0)
                 seconds, fails = sends[next(numbers) % len(sends)]
                 try:
-                    if ends:
+                    if ending.has_begun:
                         return
                     await asyncio.sleep(seconds)
                     if not fails:
@@ -43,7 +44,7 @@ def test_at_equal_costs_it_is_just_used_up_beyond_a_first_burst(
 
         async with asyncio.timeout(1e6):  # of the virtual clock
             await asyncio.gather(*[work() for _ in range(jobs)])
-        assert ends and "--budget are used up" in ends[0]
+        assert ending.stop and "--budget are used up" in (ending.stop.reason or "")
         assert tokens <= stats.billed_prompt <= cost * max(jobs, math.ceil(tokens / cost))
 
     if not all(fails for _, fails in sends):
@@ -52,15 +53,15 @@ def test_at_equal_costs_it_is_just_used_up_beyond_a_first_burst(
 
 def test_who_waits_for_room_goes_on_once_the_run_is_over() -> None:
     async def main() -> None:
-        stats, changed, is_over = Stats(), Change(), False
-        budget = Budget(10, stats, changed, lambda reason: None)
-        await budget.take(lambda: False, 8)
+        stats, changed, ending = Stats(), Change(), Ending()
+        budget = Budget(10, stats, changed, ending)
+        await budget.take(8)
         stats.billed_completion += 6
         budget.count(6)
-        waiting = asyncio.create_task(budget.take(lambda: is_over, 8))  # 6 and twice 6 would be too many
+        waiting = asyncio.create_task(budget.take(8))  # 6 and twice 6 would be too many
         await asyncio.sleep(1)
         assert not waiting.done()
-        is_over = True
+        ending.begin(3, None)
         changed.notify()
         await asyncio.sleep(0)
         assert waiting.done()
@@ -70,8 +71,8 @@ def test_who_waits_for_room_goes_on_once_the_run_is_over() -> None:
 
 def test_before_the_first_completion_a_request_is_expected_to_cost_what_its_bytes_do() -> None:
     async def main() -> None:
-        budget = Budget(100, Stats(), Change(), lambda reason: None)
-        waiting = [asyncio.create_task(budget.take(lambda: False, 160)) for _ in range(8)]
+        budget = Budget(100, Stats(), Change(), Ending())
+        waiting = [asyncio.create_task(budget.take(160)) for _ in range(8)]
         await asyncio.sleep(1)
         assert sum(task.done() for task in waiting) == 3  # 40 tokens each: with two there is still room for one
 

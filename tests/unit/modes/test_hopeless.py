@@ -6,10 +6,10 @@ import pytest
 
 from llmfilter.api.faults import ModelMissing
 from llmfilter.errors import Retryable, RowError, RunError
-from llmfilter.modes.hopeless import REJECTED_MOST, Breaker
+from llmfilter.modes.hopeless import REJECTED_MOST, Hopeless
 from llmfilter.stats import Stats
 
-Event = Callable[[Breaker, Stats], None]
+Event = Callable[[Hopeless, Stats], None]
 NETWORK = Retryable("network", "connection refused")
 REFUSED = RowError("http", "HTTP 400: no", status=400)
 
@@ -22,20 +22,20 @@ def hear(fault: RowError) -> Event:
     return lambda breaker, stats: breaker.hear(fault)
 
 
-def reject_unsent(breaker: Breaker, stats: Stats) -> None:
+def reject_unsent(breaker: Hopeless, stats: Stats) -> None:
     stats.rows += 1
     breaker.reject_unsent(RowError("input", f"row {stats.rows} is no JSON"))
 
 
-def send(breaker: Breaker, stats: Stats) -> None:
+def send(breaker: Hopeless, stats: Stats) -> None:
     stats.rows += 1
 
 
-def replay(breaker: Breaker, stats: Stats) -> None:
+def replay(breaker: Hopeless, stats: Stats) -> None:
     stats.count_replays(1, 1, 1)
 
 
-def succeed(breaker: Breaker, stats: Stats) -> None:
+def succeed(breaker: Hopeless, stats: Stats) -> None:
     breaker.succeed()
 
 
@@ -46,7 +46,7 @@ UNSENT = [reject_unsent] * REJECTED_MOST
 def end_of(events: list[Event]) -> str | None:
     """What a run ends with at the last of these events; None if it goes on."""
     stats = Stats()
-    breaker = Breaker(stats)
+    breaker = Hopeless(stats)
     for event in events[:-1]:
         event(breaker, stats)
     try:

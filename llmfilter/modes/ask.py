@@ -1,0 +1,177 @@
+"""The ordinary run: each row that the cache can't answer is asked of the server.
+
+Theory of operation
+- Each request is one task, which awaits in this order a slot (`-j`), the answer, the disk, and for each of
+  its rows room on the output. It prints then, and nothing of it lives on. The slot is free only when the
+  answer is on the disk: SIGKILL costs no more than the slots.
+- Memory is bounded by the slots, the requests queued for one, the bytes of the rows that wait without a
+  slot, and the bytes not yet written.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmfilter.answers.checks import Answer
+from llmfilter.api.completion import Completion
+from llmfilter.cache.stored import pack
+from llmfilter.errors import Abandoned, RowError, RunError
+from llmfilter.modes.budget import Budget
+from llmfilter.modes.conversation import Conversation
+from llmfilter.modes.look_up import LookUp, Plan
+from llmfilter.modes.under_way import QUEUED_MOST, Request, Requests
+from llmfilter.output.lines import BUFFER_BYTES
+from llmfilter.pipeline import Run
+from llmfilter.stats import UnderWay
+from llmfilter.words import printable
+
+if TYPE_CHECKING:
+    from llmfilter.server.client import Client
+
+_KEY_MOST = 100  # characters of a key that are shown
+
+
+class Asking(NamedTuple):
+    """What was typed about asking.
+
+    connect: makes the client when the first row needs it, since loading it takes longer than a run that
+    the cache can answer.
+    jobs: most requests in flight.
+    retries: attempts after the first.
+    reasks: how often a model is shown its unusable answer.
+    budget: the tokens that may be billed, or None.
+    """
+
+    connect: "Callable[[Run], Client]"
+    jobs: int
+    retries: int
+    reasks: int
+    budget: int | None
+
+
+class Ask:
+    """A mode of the pipeline: see there."""
+
+    def __init__(self, plan: Plan, asking: Asking, run: Run) -> None:
+        self._plan = plan
+        self._asking = asking
+        self._run = run
+        self._look_up = LookUp(plan, run)
+        self._requests = Requests(asking.jobs, self._start, run.output.changed.notify)
+        self._client: Client | None = None
+        self._conversation: Conversation | None = None
+        self._has_said_replaced = False
+        self.lines_most = self._look_up.lines_most
+        self.resumes = plan.cache.folder is not None
+        run.ending.tell(self._requests.abandon_queue)
+
+    @property
+    def taken(self) -> int:
+        """As in Mode."""
+        return self._look_up.taken
+
+    @property
+    def has_room(self) -> bool:
+        """As in Mode."""
+        return self._requests.queued < QUEUED_MOST and self._requests.waiting_bytes < BUFFER_BYTES
+
+    def take(self, lines: list[bytes]) -> Iterator[int]:
+        """As in Mode: print what the cache has, and start requests for the other rows."""
+        for rows, bodies, keys, outcomes in self._look_up.take(lines):
+            printed = {row[0]: line for row, line in zip(rows, outcomes, strict=True) if type(line) is bytes}
+            if len(printed) < len(outcomes):
+                for row, body, key, outcome in zip(rows, bodies, keys, outcomes, strict=True):
+                    if not isinstance(outcome, bytes) and not self._requests.join(row, key):
+                        self._requests.add(row, key, body, outcome)
+            if printed:
+                self._run.output.answers(printed)
+                self._say_replaced()
+            yield rows[-1][0] + 1
+
+    def _start(self, request: Request) -> None:
+        self._run.tasks.create_task(self._complete(request))
+
+    async def _complete(self, request: Request) -> None:
+        """Take a request from its queue to its rows' lines."""
+        first = request.rows[0][0]
+        try:
+            outcome = await self._outcome(request)
+            while request.rows:
+                await self._run.output.room_for(request.rows[0][0])
+                self._print(request, outcome)
+            return self._requests.remove(request)
+        except Abandoned:
+            pass
+        except RunError as end:
+            self._run.stop_early(end.message)
+        except Exception as bug:
+            self._requests.abandon_line(first)
+            self._run.stop_for(bug)
+        return self._requests.abandon(request)
+
+    async def _outcome(self, request: Request) -> tuple[Completion, Answer] | RowError:
+        """Return an answer that is on the disk, or the error that is left of it; free the slot."""
+        try:
+            outcome = await self._talk().hold(request)
+            is_stored = await self._plan.cache.put(request.key, pack(request.key, *outcome))
+            self._run.stats.unstored += not is_stored
+            return outcome
+        except RowError as error:
+            error.__context__ = None
+            return error.with_traceback(None)  # its frames would keep the request's bytes alive
+        finally:
+            self._requests.free_slot()
+
+    def _talk(self) -> Conversation:
+        if self._conversation is None:
+            self._client = self._asking.connect(self._run)
+            tokens = self._asking.budget
+            budget = Budget(tokens, self._run.stats, self._run.output.changed, self._run.ending) if tokens else None
+            self._conversation = Conversation(
+                self._plan, self._asking, self._client, self._requests, self._look_up.hopeless, budget
+            )
+        return self._conversation
+
+    def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
+        output, stats, is_shared = self._run.output, self._run.stats, request.is_shared
+        number, raw, record = self._requests.take_row(request)
+        if isinstance(outcome, RowError):
+            stats.by_kind[outcome.kind] += 1
+            output.error(number, outcome, request.attempts, raw, True)
+            return
+        completion, answer = outcome
+        if is_shared:
+            output.changed.notify()
+            stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
+        else:
+            stats.asked += 1
+        output.answers({number: self._look_up.replay.join(number, raw, record, answer, completion.body)})
+        self._say_replaced()
+
+    def _say_replaced(self) -> None:
+        """Say once that an answer has replaced a key of its record."""
+        if self._run.stats.first_replaced and not self._has_said_replaced:
+            self._has_said_replaced = True
+            line, key = self._run.stats.first_replaced
+            self._run.output.say(
+                f"line {line}: the answer has replaced the record's {printable(key, _KEY_MOST)!r}: "
+                "--as KEY keeps both, -f A,B takes only these keys of the answer; --stats counts such rows"
+            )
+
+    def under_way(self) -> UnderWay:
+        """As in Mode."""
+        client, requests = self._client, self._requests
+        if not client:
+            return UnderWay(requests.count, requests.first_unfinished)
+        limit = client.limit
+        return UnderWay(requests.count, requests.first_unfinished, client.at_server, limit.found, limit.stuck_s)
+
+    def report(self) -> list[str]:
+        """As in Mode: the summary says it all."""
+        return []
+
+    async def close(self) -> None:
+        """As in Mode."""
+        if self._client:
+            self._run.stats.limit = self._client.limit.found
+            await self._client.close()
+        self._plan.cache.close()

@@ -3,9 +3,13 @@
 import os
 import pty
 import re
+import selectors
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from program import ASK, Programs, rows
@@ -67,6 +71,63 @@ def test_a_second_signal_at_the_same_time_is_the_same_event(
     run.finish()
     assert run.status == -number
     assert sorted(row["id"] for row in run.rows) == [0, 1]
+
+
+def test_gnu_timeout_that_signals_its_child_and_then_its_group_costs_no_answer(
+    program: Programs, server: Server
+) -> None:
+    server.hold()
+    run = program.start(*ASK, "-j", "2", shell='exec timeout 600 "$@"')
+    run.write(rows(range(2)))
+    server.wait_for(2)
+    run.signal(signal.SIGTERM)
+    run.read_said()
+    server.release()
+    run.finish()
+    assert sorted(row["id"] for row in run.rows) == [0, 1]
+
+
+def test_kill_of_the_process_and_of_its_group_is_one_event(program: Programs, server: Server) -> None:
+    server.hold()
+    run = program.start(*ASK, "-j", "2")
+    run.fill(rows(range(2)), server.thread_id)
+    os.kill(run.pid, signal.SIGTERM)
+    os.killpg(run.pid, signal.SIGTERM)
+    run.read_said()
+    server.release()
+    run.finish()
+    assert sorted(row["id"] for row in run.rows) == [0, 1]
+
+
+def test_a_terminal_that_closes_costs_no_answer(program: Programs, server: Server) -> None:
+    """The kernel sends SIGHUP to the foreground, and bash once more to its job."""
+    server.hold()
+    program.write("rows.jsonl", rows(range(2)))
+    alive, held = os.pipe()
+    os.set_inheritable(held, True)
+    shell, terminal = pty.fork()
+    if not shell:
+        os.chdir(program.folder)
+        os.execve(shutil.which("bash") or "bash", ["bash", "--norc", "-i"], program.environ)
+    os.close(held)
+    command = shlex.join([*program.command, *ASK, "-j", "2"])
+    os.write(terminal, f"{command} < rows.jsonl > out.jsonl 2> errors.jsonl\n".encode())
+    server.wait_for(2)
+    os.close(terminal)
+    os.waitpid(shell, 0)
+    with selectors.DefaultSelector() as selector:
+        selector.register(alive, selectors.EVENT_READ)
+        errors = program.folder / "errors.jsonl"
+        deadline = time.monotonic() + PATIENCE_S
+        while b"finishing 2 requests" not in errors.read_bytes():
+            assert time.monotonic() < deadline
+            assert not selector.select(0.01), "the program goes on for what is paid for"
+        server.release()
+        assert selector.select(PATIENCE_S), "it ends"
+    os.close(alive)
+    assert len((program.folder / "out.jsonl").read_bytes().splitlines()) == 2
+    assert program.run(*ASK, input=rows(range(2))).status == 0
+    assert len(server.requests) == 2
 
 
 def test_a_second_sighup_never_ends_at_once(program: Programs, server: Server) -> None:

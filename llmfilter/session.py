@@ -37,7 +37,7 @@ async def run(args: Namespace) -> int:
     from llmfilter.output.lines import Output
     from llmfilter.output.progress import Progress, summary
     from llmfilter.output.terminal import find_terminal
-    from llmfilter.output.writer import is_writable, write_all, write_alone
+    from llmfilter.output.writer import is_writable, write_all, write_alone, write_now
     from llmfilter.pipeline import Pipeline, Run
     from llmfilter.signals import Signals
     from llmfilter.stats import Stats
@@ -57,13 +57,20 @@ async def run(args: Namespace) -> int:
     terminal = find_terminal(STDERR, is_painted="NO_COLOR" not in os.environ)
     describe = partial(short_line, terminal) if terminal and terminal.is_stderr else error_line
     is_pipe = stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
-    output = Output(write_stdout if is_pipe else partial(write, STDOUT), write_stderr, args.keep_order, describe)
+    shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
+    has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
+    output = Output(
+        write_stdout if is_pipe else partial(write, STDOUT),
+        write_stderr,
+        args.keep_order,
+        describe,
+        # What shares stdout, or its terminal, takes turns.
+        None if write is write_alone or (shown_on and has_bar) else partial(write_now, STDOUT),
+    )
     run = Run(output, Stats(), ending.Ending(), asyncio.TaskGroup())
     output.on_failure = partial(stop_writing, run.ending)
     mode = make_mode(run)
     pipeline = Pipeline(mode, STDIN, run)
-    shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
-    has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
     progress = Progress(
         run.stats, pipeline.snapshot, total_bytes, partial(write, STDERR), shown_on if has_bar else None
     )

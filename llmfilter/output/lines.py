@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from llmfilter.errors import RowError
-from llmfilter.output.writer import LINE_BYTES, Line, Write, Writer, lowest, size_of
+from llmfilter.output.writer import LINE_BYTES, Line, Write, WriteNow, Writer, lowest, size_of
 from llmfilter.worker import Change
 
 BUFFER_BYTES = 1 << 20
@@ -21,11 +21,18 @@ class Output:
 
     on_failure: Callable[[Exception], None] = staticmethod(lambda error: None)
 
-    def __init__(self, stdout: Write, stderr: Write, keep_order: bool, describe: Describe) -> None:
+    def __init__(
+        self,
+        stdout: Write,
+        stderr: Write,
+        keep_order: bool,
+        describe: Describe,
+        stdout_now: WriteNow | None = None,
+    ) -> None:
         self._describe = describe
         self.changed = Change()
         self.is_over = False
-        self._stdout = Writer(stdout, self._count_written)
+        self._stdout = Writer(stdout, self._count_written, stdout_now)
         self._stderr = Writer(stderr, self._count_written)
         self._order = Order(self._emit_in_turn) if keep_order else None
         self.size = 0

@@ -223,7 +223,8 @@ def test_where_no_thread_can_be_started_one_line_says_so(program: Programs) -> N
     program.write(
         "launch.py",
         "import os, resource, sys, uvloop\n"
-        "import llmfilter.cli, llmfilter.job, llmfilter.pipeline, llmfilter.session, llmfilter.output.progress\n"
+        "import llmfilter.cli, llmfilter.job, llmfilter.pipeline, llmfilter.session\n"
+        "import llmfilter.output.error_lines, llmfilter.output.progress\n"
         "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
         f"os.geteuid() or os.setuid({nobody})\n"  # root may have any number
         "sys.exit(llmfilter.cli.main())\n",

@@ -1,6 +1,7 @@
 """output: lines come out once, in order where that is asked for, and what is not written is counted."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,7 +13,7 @@ from server import PATIENCE_S
 
 from llmfilter.errors import RowError
 from llmfilter.output.lines import BUFFER_BYTES, Order, Output
-from llmfilter.output.writer import Line, size_of
+from llmfilter.output.writer import Line, size_of, write_now
 from llmfilter.worker import Change
 
 
@@ -124,6 +125,56 @@ def test_all_lines_come_out_and_nothing_is_left(
         assert (output.size, output.first_unwritten, output.failure, failures) == (0, None, None, [])
 
     run(main)
+
+
+@settings(deadline=None)
+@given(
+    shuffled,
+    st.booleans(),
+    st.sets(st.integers(0, 11)),
+    st.lists(st.one_of(st.none(), st.integers(0, 8)), max_size=12),
+    st.booleans(),
+)
+def test_what_can_be_written_without_waiting_comes_out_in_the_same_order(
+    numbers: list[int], keep_order: bool, turns: set[int], taken: list[int | None], is_patient: bool
+) -> None:
+    """taken: how many bytes each attempt takes; None: from then on nothing is tried."""
+
+    async def main() -> None:
+        stdout, failures, attempts = Stream(), list[Exception](), list[int | None]()
+
+        def write_now(lines: list[bytes]) -> int | None:
+            attempts.append(taken[len(attempts)] if len(attempts) < len(taken) else 100)
+            stdout.data += b"".join(lines)[: attempts[-1] or 0]
+            return attempts[-1] and min(attempts[-1], sum(map(len, lines)))
+
+        output = Output(stdout.write, Stream().write, keep_order, describe, write_now)
+        output.on_failure = failures.append
+        for at, number in enumerate(numbers):
+            output.answers({number: line_of(number)})
+            if at in turns and is_patient:
+                await output.changed.until(lambda: output.idle)
+            elif at in turns:
+                await asyncio.sleep(0)
+        await output.changed.until(lambda: output.idle)
+        assert stdout.numbers == (sorted(numbers) if keep_order else numbers)
+        assert None not in attempts[:-1]
+        assert (output.size, output.first_unwritten, output.failure, failures) == (0, None, None, [])
+
+    run(main)
+
+
+def test_a_full_pipe_takes_nothing_now_and_a_closed_one_is_left_to_the_thread() -> None:
+    reader, writer = os.pipe()
+    taken = write_now(writer, [b"x" * 1000] * 1000)
+    if taken is None:
+        pytest.skip("this system makes no promise for pipes")
+    assert 0 < taken < 1_000_000
+    assert write_now(writer, [b"x"]) == 0
+    assert len(os.read(reader, 1 << 20)) == taken
+    os.close(reader)
+    assert write_now(writer, [b"x"]) == 0
+    os.close(writer)
 
 
 @settings(deadline=None)

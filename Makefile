@@ -18,6 +18,9 @@ demo-schema: .venv/demo  ## hold that model to a schema, 200 rows, with and with
 test: .venv/dev  ## run the tests
 	@$(BIN)/pytest -q -n 4
 
+test-faults: .venv/dev  ## let each call to the system fail, in each way, at the first, a later and every third time
+	@LLMFILTER_ALL_FAULTS=1 $(BIN)/pytest -q -n 4 tests/whole/test_injected_faults.py
+
 test-all:  ## run them on each Python that is here: 3.11, 3.12, 3.13
 	@for python in python3.11 python3.12 python3.13; do \
 	if ! $$python -c '' 2>/dev/null; then echo "$$python: not here"; continue; fi; echo "$$python:"; \
@@ -89,4 +92,4 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 
-.PHONY: help demo demo-schema test test-all test-dist bench bench-limits bench-limits-live lint install uninstall clean python
+.PHONY: help demo demo-schema test test-faults test-all test-dist bench bench-limits bench-limits-live lint install uninstall clean python

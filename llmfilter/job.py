@@ -39,6 +39,8 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     schema = read_schema(args.schema) if args.schema is not None else None
     checks = make_checks(args, schema)
     fields = request_fields(args.option, response_format(args.text, schema))
+    if args.stream and "stream" in fields:
+        raise UsageError("--stream and -o stream=false: give one of them")
     user = Template(parse_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
     system = Template(read_system(args.system)) if args.system is not None else None
     if user and not varies(user, system, fields):
@@ -66,9 +68,11 @@ def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mo
         from llmfilter.server.client import Client
         from llmfilter.server.exchange import Wire
         from llmfilter.server.limit.limit import Limit
+        from llmfilter.server.streaming import StreamingWire
 
+        wire = (StreamingWire if args.stream else Wire)(endpoint, args.timeout)
         limit = Limit(args.jobs, args.rpm / 60)
-        return Client(Wire(endpoint, args.timeout), limit, run.stats, run.ending, run.output.say)
+        return Client(wire, limit, run.stats, run.ending, run.output.say)
 
     return Ask(plan, Asking(connect, args.jobs, args.retries, args.reask, args.budget), run)
 
@@ -82,7 +86,7 @@ def make_preview(plan: Plan, dry: Namespace | None, run: Run) -> Mode:
     if dry:
         from llmfilter.modes.dry_run import DryRun
 
-        return Preview(plan, DryRun(tally, dry.budget), run)
+        return Preview(plan, DryRun(tally, dry.budget, dry.stream), run)
     from llmfilter.modes.to_batch import ToBatch
 
     return Preview(plan, ToBatch(tally), run)

@@ -204,6 +204,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="for one whole attempt (default: 600)",
     )
     group.add_argument(
+        "--stream",
+        action="store_true",
+        help="let the server send each answer piece by piece: for those that take longer than a proxy waits",
+    )
+    group.add_argument(
         "--rpm",
         metavar="N",
         type=_rate,

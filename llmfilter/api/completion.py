@@ -6,6 +6,7 @@ HTTP 200 alone is not success: servers and proxies send errors, cut answers and 
 from typing import Any, NamedTuple
 
 from llmfilter.api.faults import server_words
+from llmfilter.api.stream import is_stream, put_together
 from llmfilter.errors import Faulty, RowError
 from llmfilter.jsontext import parse_json
 from llmfilter.words import printable
@@ -34,6 +35,8 @@ def parse_completion(body: bytes) -> Completion:
     try:
         document = parse_json(body)
     except ValueError as fault:
+        if is_stream(body):  # whether asked for or not
+            return parse_completion(put_together(body))
         raise Faulty(f"the answer is not JSON: {fault}", body) from None
     if not isinstance(document, dict):
         raise Faulty("the answer is not a JSON object", body, document)

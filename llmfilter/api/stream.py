@@ -17,6 +17,10 @@ from llmfilter.api.faults import server_words
 from llmfilter.errors import Faulty, RowError
 from llmfilter.jsontext import parse_json
 
+BYTES_MOST = 16 << 20  # of a completion
+_OPTIONS = b',"stream_options":{"include_usage":true}'
+# Named as what is wrong, not as a key of the request that an error quotes.
+_REFUSED = re.compile(rb"""stream_options(?!\\?["']\s*:)""")
 _START = re.compile(rb"\s*(?:data|event|id|retry|error)?:")
 _WHOLE = {"role", "id", "type", "name"}  # strings that come in one piece, from some servers with every chunk
 _loads = orjson.loads
@@ -28,13 +32,30 @@ def is_stream(body: bytes) -> bool:
     return _START.match(body) is not None
 
 
+def ask_stream(body: bytes, has_usage: bool = True) -> bytes:
+    """Return a request's body with what asks for a stream; has_usage: and for the tokens at its end."""
+    return b'%b,"stream":true%b}' % (body[:-1], _OPTIONS if has_usage else b"")
+
+
+def refuses_usage(status: int, body: bytes) -> bool:
+    """Return whether an error says that the server does not know what asks for the tokens (Mistral, older Azure)."""
+    return status in (400, 422) and _REFUSED.search(body) is not None
+
+
+def put_together(body: bytes) -> bytes:
+    """Return the completion in a whole stream; raise as `Stream` does."""
+    stream = Stream()
+    stream.feed(body)
+    return stream.end()
+
+
 class Stream:
     """Puts one completion together from the bytes of a stream, cut anywhere.
 
     bytes_most: how large the completion may become; is_over: its end has come, behind which nothing is to be fed.
     """
 
-    def __init__(self, bytes_most: int) -> None:
+    def __init__(self, bytes_most: int = BYTES_MOST) -> None:
         self._bytes_most = bytes_most
         self._line: list[bytes] = []  # what has come of a line that is not whole yet
         self._look_in_bytes = _LOOK_BYTES

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     pass
 
 
-_BUILT = {"messages": "-p and -s", "model": "-m", "stream": None, "n": None}  # what -o may not set
+_BUILT = {"messages": "-p and -s", "model": "-m", "stream_options": "--stream", "n": None}  # what -o may not set
 _DEPTH_MOST = 254  # what orjson writes
 
 
@@ -148,6 +148,8 @@ def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
             instead = f"use {_BUILT[key]}" if _BUILT[key] else "each row is one whole answer"
             raise UsageError(f"-o {key}=…: llmfilter sets this field itself; {instead}")
         fields[key] = parse_value(key, text)
+        if key == "stream" and fields[key] is not False:
+            raise UsageError("-o stream=…: only false can be given, for servers that stream unless told; else --stream")
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from llmfilter.api.stream import ask_stream
 from llmfilter.errors import RowError
 from llmfilter.jsontext import parse_json
 from llmfilter.modes.budget import TOKEN_BYTES
@@ -21,11 +22,13 @@ class DryRun:
     """Prints each body, and says about what the prompts cost.
 
     budget: the tokens of `--budget`, if it was given.
+    is_streaming: whether streams will be asked for.
     """
 
-    def __init__(self, tally: Tally, budget: int | None) -> None:
+    def __init__(self, tally: Tally, budget: int | None, is_streaming: bool) -> None:
         self._tally = tally
         self._budget = budget
+        self._is_streaming = is_streaming
         self._tokens = self._attachments = self._within = 0
 
     def line(self, key: bytes, body: bytes, found: bytes | RowError | None) -> bytes:
@@ -35,7 +38,7 @@ class DryRun:
             tokens, attachments = measure(body)
             self._tokens += tokens
             self._attachments += attachments
-        return body + b"\n"
+        return (ask_stream(body) if self._is_streaming else body) + b"\n"
 
     def report(self, stats: Stats, is_whole: bool) -> list[str]:
         """As in Printer."""

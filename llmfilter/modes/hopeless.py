@@ -27,7 +27,7 @@ class Hopeless:
 
     def hear(self, fault: RowError) -> None:
         """Note that the server has said something, if only in an error."""
-        self._has_spoken |= fault.status is not None
+        self._has_spoken |= fault.status is not None or fault.raw is not None
 
     def reject(self, fault: RowError) -> None:
         """Note that a row has failed for good; raise RunError if all of them would."""

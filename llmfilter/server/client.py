@@ -13,7 +13,7 @@ from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.ending import Ending
 from llmfilter.errors import Abandoned, Faulty, Retryable, RowError, RunError
 from llmfilter.server.endpoint import Mask
-from llmfilter.server.exchange import Reply, Stale, Wire
+from llmfilter.server.exchange import Again, Reply, Stale, Wire
 from llmfilter.server.limit.limit import Limit, Ticket
 from llmfilter.stats import Stats
 from llmfilter.words import printable
@@ -73,9 +73,9 @@ class Client:
             try:
                 completion = self._completion(await self._wire.post(body, is_again))
                 break
-            except Stale:
+            except Again as again:
                 self.limit.release(ticket)
-                is_again = True
+                is_again |= isinstance(again, Stale)
             except (RowError, RunError) as fault:
                 self._learn(self.clean(fault), ticket)
                 raise fault from None

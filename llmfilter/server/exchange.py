@@ -20,16 +20,18 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from llmfilter.api import faults
+from llmfilter.api.stream import BYTES_MOST, Stream
 from llmfilter.errors import Abandoned, Faulty, Retryable, RowError
 from llmfilter.server import direct, network
 from llmfilter.server.endpoint import Endpoint
 from llmfilter.words import printable
 
-BODY_BYTES_MAX = 16 << 20  # of an answer, also when unpacked
+BODY_BYTES_MAX = BYTES_MOST  # of an answer, also when unpacked
 ERROR_BYTES_MAX = 64 << 10  # of an error: what comes behind is not read
 MODELS_S = 30.0  # for the list of models: it is no model that thinks
 ERROR_BODY_S = 10.0  # for an error's body, once its head is there
 FINAL_BODY_S = 1.0  # where the status ends the run
+END_S = 1.0  # for the end of an answer, once the stream in it has ended
 STALE_S = 0.5  # a connection that breaks later was not closed before
 CLOSE_S = 1.0
 
@@ -42,7 +44,11 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class Stale(Exception):
+class Again(Exception):
+    """The same request is to be sent again at once, in a turn of its own."""
+
+
+class Stale(Again):
     """A connection that was kept broke at once, with nothing answered: the server had closed it meanwhile."""
 
 
@@ -97,6 +103,7 @@ class Wire:
         asked_at = self._loop.time()
         due = asked_at + self._timeout_s
         connection = None if is_again else self._direct.take()
+        came = None
         try:
             if connection is None:
                 async with self._until(due):
@@ -104,14 +111,18 @@ class Wire:
             self.at_server += 1
             try:
                 head, stream = await connection.ask(self._direct.encode(body), due)
-                content = stream.read_nowait() if stream.is_eof() else await _read(stream, head.code, due)
+                if stream.is_eof():
+                    content = stream.read_nowait()
+                else:
+                    came = _stream_in(head.code, head.headers)
+                    content = await _read(stream, head.code, due, came)
             finally:
                 self.at_server -= 1
         except BaseException as error:
             is_used = connection is not None and connection.is_used
             if connection:
                 connection.abort()  # a close would first send what nobody takes
-            raise self._translate(error, asked_at, self._timeout_s, is_used) from None
+            raise self._translate(error, asked_at, self._timeout_s, is_used, came) from None
         self._direct.keep(connection)
         return Reply(head.code, head.headers, _check(head.code, head.headers, content))
 
@@ -126,6 +137,7 @@ class Wire:
         asked_at = self._loop.time()
         due = asked_at + timeout_s
         sending = SimpleNamespace(is_used=False, is_sent=False)
+        came = None
         try:
             async with self._until(due) as scope:
                 sending.note_sent = partial(self._note_sent, sending, scope)
@@ -139,11 +151,12 @@ class Wire:
                     trace_request_ctx=sending,
                 )
                 try:
-                    content = await _read(response.content, response.status, due)
+                    came = _stream_in(response.status, response.headers)
+                    content = await _read(response.content, response.status, due, came)
                 finally:
                     response.close()
         except BaseException as error:
-            raise self._translate(error, asked_at, timeout_s, sending.is_used) from None
+            raise self._translate(error, asked_at, timeout_s, sending.is_used, came) from None
         finally:
             self.at_server -= sending.is_sent
         return Reply(response.status, response.headers, _check(response.status, response.headers, content))
@@ -178,16 +191,26 @@ class Wire:
         self.at_server += not sending.is_sent
         sending.is_sent = True
 
-    def _translate(self, error: BaseException, asked_at: float, timeout_s: float, is_used: bool) -> BaseException:
-        """Return what has gone wrong in an exchange as one of our errors; is_used: the connection was kept before."""
+    def _translate(
+        self, error: BaseException, asked_at: float, timeout_s: float, is_used: bool, came: Stream | None
+    ) -> BaseException:
+        """Return what has gone wrong in an exchange as one of our errors.
+
+        is_used: the connection was kept before; came: what had come of a stream.
+        """
+        fault: BaseException
         if isinstance(error, direct.Overdue):
             of = " (--timeout)" if timeout_s == self._timeout_s else ""
-            return Retryable("timeout", f"no answer within {timeout_s:g} s{of}")
-        if not isinstance(error, TimeoutError | aiohttp.ClientError | HttpProcessingError | OSError):
+            fault = Retryable("timeout", f"no answer within {timeout_s:g} s{of}")
+        elif not isinstance(error, TimeoutError | aiohttp.ClientError | HttpProcessingError | OSError):
             return error
-        if is_used and direct.is_unanswered(error) and self._loop.time() - asked_at < STALE_S:
+        elif is_used and direct.is_unanswered(error) and self._loop.time() - asked_at < STALE_S:
             return Stale()
-        return network.classify(error)
+        else:
+            fault = network.classify(error)
+        if came and isinstance(fault, RowError):
+            fault.raw = came.text
+        return fault
 
 
 def _open_session(force_close: bool = False) -> aiohttp.ClientSession:
@@ -196,7 +219,13 @@ def _open_session(force_close: bool = False) -> aiohttp.ClientSession:
     trace.on_connection_reuseconn.append(_note_use)
     trace.on_request_headers_sent.append(_note_sent)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, force_close=force_close, resolver=network.Resolver()),
+        connector=aiohttp.TCPConnector(
+            limit=0,
+            ttl_dns_cache=60,
+            force_close=force_close,
+            resolver=network.Resolver(),
+            socket_factory=network.open_socket,
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=network.CONNECT_S),
         auto_decompress=False,
@@ -212,9 +241,25 @@ async def _note_sent(_session: aiohttp.ClientSession, context: SimpleNamespace, 
     context.trace_request_ctx.note_sent()
 
 
-async def _read(stream: aiohttp.StreamReader, status: int, due: float) -> bytes:
-    """Return the body of an answer, up to a little more than is allowed; of an error what comes in time."""
+def _stream_in(status: int, headers: Mapping[str, str]) -> Stream | None:
+    """Return what puts an answer together, if it is a stream of events that can be read as it comes."""
+    is_stream = headers.get("Content-Type", "").lower().startswith("text/event-stream")
+    return Stream() if is_stream and status == 200 and "Content-Encoding" not in headers else None
+
+
+async def _read(stream: aiohttp.StreamReader, status: int, due: float, came: Stream | None) -> bytes:
+    """Return the body of an answer, up to a little more than is allowed; of an error what comes in time.
+
+    came: puts the answer together; the completion is what is returned then.
+    """
     chunks: list[bytes] = []
+    if came:
+        start = b""
+        while not start and not stream.at_eof():
+            start = (await stream.readany()).lstrip()
+        if start[:1] not in (b"{", b"<"):  # else it is none, whatever the head says
+            return await _put_together(stream, came, start)
+        chunks.append(start)
     if status == 200:
         await _collect(stream, BODY_BYTES_MAX, chunks)
     else:
@@ -223,6 +268,22 @@ async def _read(stream: aiohttp.StreamReader, status: int, due: float) -> bytes:
             async with asyncio.timeout_at(min(due, asyncio.get_running_loop().time() + patience_s)):
                 await _collect(stream, ERROR_BYTES_MAX, chunks)
     return b"".join(chunks)
+
+
+async def _put_together(stream: aiohttp.StreamReader, came: Stream, start: bytes) -> bytes:
+    """Return the completion that a stream adds up to; once it is whole, nothing can break it any more."""
+    try:
+        came.feed(start)
+        while not came.is_over and not stream.at_eof():
+            came.feed(await stream.readany())
+    except (aiohttp.ClientError, OSError, direct.Overdue):
+        if not came.is_whole:
+            raise
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError, direct.Overdue):
+        async with asyncio.timeout(END_S):  # so that the connection can take another request
+            while not stream.at_eof():
+                await stream.readany()
+    return came.end()
 
 
 async def _collect(stream: aiohttp.StreamReader, most: int, chunks: list[bytes]) -> None:

@@ -18,6 +18,9 @@ from llmfilter.errors import Retryable, RunError
 from llmfilter.words import printable
 
 CONNECT_S = 30.0
+# A connection that waits for an answer is remembered by the firewalls and routers on its way, and a peer that is
+# gone is noticed after 90 s: first probe, seconds between probes, how many.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 # What OpenSSL finds in an answer that is no TLS, depending on its version.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 _TLS_ALERT = re.compile(r"\[SSL: \w+\] (?:ssl/tls |sslv3 |tlsv\d+ )?(.+?)(?: \(_ssl\.c:\d+\))?\]?$")
@@ -82,6 +85,17 @@ def _advice(fault: ssl.SSLCertVerificationError) -> str:
     if path and not os.access(path, os.R_OK):
         return printable(f"$SSL_CERT_FILE names {path!r}, which cannot be read")
     return "if its authority is your own, name its certificate in $SSL_CERT_FILE"
+
+
+def open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket for what `getaddrinfo` says, kept alive by TCP itself."""
+    family, kind, proto, *_ = address
+    opened = socket.socket(family, kind, proto)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if option := getattr(socket, name, None):  # macOS calls the first one TCP_KEEPALIVE
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
+    return opened
 
 
 class Resolver(AbstractResolver):

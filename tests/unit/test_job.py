@@ -108,10 +108,21 @@ def test_a_model_of_the_environment_that_is_not_utf8_is_refused() -> None:
     assert complaint(check_text, make_parser().parse_args([]), environ) == "$OPENAI_MODEL: the value is not UTF-8"
 
 
-@pytest.mark.parametrize(("key", "word"), [("messages", "-p"), ("model", "-m"), ("stream", "stream"), ("n", "-o n")])
+@pytest.mark.parametrize(
+    ("key", "word"), [("messages", "-p"), ("model", "-m"), ("stream_options", "--stream"), ("n", "-o n")]
+)
 @pytest.mark.parametrize("value", ["1", "null", "false"])
 def test_what_llmfilter_sets_itself_is_refused(key: str, word: str, value: str) -> None:
     assert word in complaint(request_fields, [f"{key}={value}"], JSON)
+
+
+@pytest.mark.parametrize("value", ["true", "1", "0", "null", "no", "{stream}"])
+def test_a_stream_is_asked_for_in_another_way(value: str) -> None:
+    assert "--stream" in complaint(request_fields, [f"stream={value}"], JSON)
+
+
+def test_servers_that_stream_unless_told_can_be_told() -> None:
+    assert request_fields(["stream=false"], None) == {"temperature": 0, "stream": False}
 
 
 def test_what_is_asked_of_the_server_about_the_answers_form(tmp_path: Path) -> None:

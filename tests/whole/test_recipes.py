@@ -78,6 +78,7 @@ def test_rows_that_fail(line: str, shell: Shell, server: Server) -> None:
     "llmfilter --rpm 500 ",
     "llmfilter --budget 1000000 ",
     "llmfilter -o service_tier=flex ",
+    "llmfilter --stream ",
     "cat data.jsonl | llmfilter ",
 )
 def test_a_whole_run(line: str, shell: Shell, server: Server) -> None:
@@ -85,6 +86,7 @@ def test_a_whole_run(line: str, shell: Shell, server: Server) -> None:
     run = shell.run(line)
     assert (run.status, run.stderr) == (0, b"")
     assert ids(shell.read_rows("out.jsonl")) == list(range(5))
+    assert all(request.json.get("stream", False) == ("--stream" in line) for request in server.requests)
     assert all(request.json.get("service_tier") == ("flex" if "flex" in line else None) for request in server.requests)
 
 

@@ -63,11 +63,16 @@ _SHOWN = 1000  # characters of a body that is no completion
 
 
 class Faulty(Retryable):
-    """A 200 that is no answer: kind `server`; document: what was parsed of it."""
+    """A 200 that is no answer: kind `server`.
 
-    def __init__(self, message: str, body: bytes, document: Any = None) -> None:
+    document: what was parsed of it.
+    shape: where it is no completion at all what it is instead, and the way out.
+    """
+
+    def __init__(self, message: str, body: bytes, document: Any = None, shape: tuple[str, ...] | None = None) -> None:
         super().__init__("server", message, raw=body[: 4 * _SHOWN].decode("utf-8", "replace")[:_SHOWN])
         self.document = document
+        self.shape = shape
 
 
 class Abandoned(Exception):

@@ -128,6 +128,11 @@ def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
     return found
 
 
+def value_at(text: bytes, key: str) -> bytes:
+    """Return the value of a key of a valid JSON object as it stands there; raise KeyError."""
+    return {name: value for name, _, value in members(text)}[key]
+
+
 def drop_repeated(text: str, value: Mapping[str, Any]) -> str:
     """Return a JSON object without the members whose key comes again later; value: the same, parsed."""
     # As it nearly always is, and without a look at each member: a dropped one's colon is missing in `value`.

@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 
+from llmfilter.answers.reasoning import drop_reasoning
 from llmfilter.errors import RowError
 from llmfilter.jsontext import drop_repeated, object_end, one_line, parse_json
 
-_THINK, _THINK_END = "<think>", "</think>"
+_SPECIAL_END = re.compile(r"(?:<\|\w+\|>\s*)+\Z")  # <|im_end|>, <|eot_id|>, <|return|>
 _STEPS_MOST = 10_000_000  # characters read in search of an object: keeps hostile text from costing n²
 
 
@@ -23,8 +24,8 @@ def extract(content: str) -> tuple[bytes, dict[str, Any]]:
 
     Of a key that comes twice the last value counts.
 
-    Tried in this order: the whole; without a leading think block; from the first `{` to the last
-    `}`, unless a `[` before or a `]` after it says that the object is only part of the answer.
+    Tried in this order: the whole; without leading reasoning; from the first `{` to the last `}`, unless
+    a `[` that is open before it says that the object is only part of the answer.
     """
     try:
         value = orjson.loads(content)  # nearly always it is the whole
@@ -52,38 +53,38 @@ def _search(content: str) -> tuple[bytes, dict[str, Any]]:
 def _readings(content: str) -> Iterator[str]:
     whole = content.strip()
     yield whole
-    rest = drop_think(whole).strip()
+    rest = drop_reasoning(whole, lambda text, at: not _is_in_object(text, at))
+    if rest is None:  # what reasoning holds is a draft
+        return
+    rest = rest.strip()
     if rest != whole:
         yield rest
     start, end = rest.find("{"), rest.rfind("}")
-    is_reasoning = rest.startswith(_THINK)  # a think block without an end: what it holds is a draft
-    if not is_reasoning and 0 <= start < end and "[" not in rest[:start] and "]" not in rest[end:]:
+    if 0 <= start < end and not _leaves_list_open(rest[:start]):
         yield rest[start : end + 1]
 
 
-def drop_think(text: str) -> str:
-    """Return a text without a leading think block, also one whose opening tag the server's template swallowed."""
-    head, end_tag, rest = text.partition(_THINK_END)
-    if end_tag and (head.lstrip().startswith(_THINK) or not _is_in_object(text, len(head))):
-        return rest
-    return text
+def _leaves_list_open(prose: str) -> bool:
+    """Return whether what follows is part of a list; a citation like [1] is none."""
+    return prose.count("[") > prose.count("]")
 
 
 def _is_in_object(text: str, at: int) -> bool:
-    """Return whether an object that starts before `at` ends behind it: what stands there is its data."""
+    """Return whether an object that starts before `at` ends behind it: what stands before `at` is its data."""
     starts_most = _STEPS_MOST // len(text) + 1
     starts = [match.start() for match in islice(re.finditer("{", text[:at]), starts_most + 1)]
     return len(starts) > starts_most or any(object_end(text, start) > at for start in starts)
 
 
 def parse_text(content: str) -> str:
-    """Return a plain-text answer without its think block; raise RowError(`unparsable`) if nothing else is there."""
-    head, end_tag, rest = content.partition(_THINK_END)
-    opened = head.lstrip().startswith(_THINK)
-    if end_tag and (opened or rest.startswith(("\n", "\r"))):
-        if text := rest.strip():
-            return text
-        opened = True
-    if opened:
+    """Return a plain-text answer; raise RowError(`unparsable`) if there is none beside reasoning.
+
+    Reasoning and special tokens at the end are dropped, and nothing else.
+    """
+    rest = drop_reasoning(content, lambda text, at: text.startswith(("\n", "\r"), at))
+    if rest is not content:
+        rest = (rest or "").strip()
+    text = _SPECIAL_END.sub("", rest)
+    if not text:
         raise RowError("unparsable", "the model reasoned but gave no answer", raw=content)
-    return content
+    return text

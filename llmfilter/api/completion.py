@@ -8,19 +8,48 @@ from typing import Any, NamedTuple
 from llmfilter.api.faults import server_words
 from llmfilter.api.stream import is_stream, put_together
 from llmfilter.errors import Faulty, RowError
-from llmfilter.jsontext import parse_json
+from llmfilter.jsontext import object_end, parse_json, value_at
 from llmfilter.words import printable
 
-UINT32_MAX = (1 << 32) - 1
+TOKENS_MOST = (1 << 32) - 1
+# What servers give as `finish_reason`, in lower case: whole, cut off, withheld, or broken off by the server.
+_WHOLE = {
+    *("", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "stop_token", "complete", "completed"),
+    *(
+        "tool_calls",
+        "function_call",
+        "load",
+    ),  # without an answer, as the content tells; Ollama has only loaded the model
+}
+_CUT_OFF = {"length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens"}
+_WITHHELD = {
+    *("content_filter", "content_filtered", "safety", "recitation", "content_filter: recitation", "blocklist"),
+    *("prohibited_content", "spii", "sensitive", "guardrail_intervened", "guardrails"),
+}
+_BROKEN_OFF = {"insufficient_system_resource", "abort", "aborted", "error", "network_error", "cancelled"}
 _CUT = (
     "the answer was cut off: raise -o max_tokens=N if it is set; else the model's context is full: shorten the prompt"
 )
+# What answers with 200 and is no chat completion: keys that tell it, what it is, the way out.
+_SHAPES = [
+    ({"message", "done"}, "Ollama's own API", "give -u http://HOST:11434/v1"),
+    ({"response", "done"}, "Ollama's own API", "give -u http://HOST:11434/v1"),
+    ({"result", "success"}, "Cloudflare's own API", "give the URL of its OpenAI-compatible one, which ends in /ai/v1"),
+    ({"candidates"}, "Gemini's own API", "give the URL of its OpenAI-compatible one, which ends in /v1beta/openai"),
+    ({"content", "stop_reason"}, "Anthropic's own API", "give -u https://api.anthropic.com/v1"),
+    ({"output"}, "OpenAI's Responses API", "give the URL that /chat/completions follows"),
+    ({"generated_text"}, "a text generation API", "give its OpenAI-compatible URL, which often ends in /v1"),
+    ({"data", "object"}, "a list", "give the URL that /chat/completions follows"),
+]
+_ANY_SHAPE = "another API's answer", "give the URL of an OpenAI-compatible one, which often ends in /v1"
+_PAGE = "a web page", "give the URL of the API, which often ends in /v1"
 
 
 class Completion(NamedTuple):
     """A response's body, what the model said in it, and the tokens it was billed with (0 where the server didn't say).
 
     fault: why it is no answer although it was paid for, or None.
+    notice: what is to be said once about answers like this, or None.
     """
 
     body: bytes
@@ -28,6 +57,7 @@ class Completion(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     fault: RowError | None = None
+    notice: str | None = None
 
 
 def parse_completion(body: bytes) -> Completion:
@@ -37,41 +67,70 @@ def parse_completion(body: bytes) -> Completion:
     except ValueError as fault:
         if is_stream(body):  # whether asked for or not
             return parse_completion(put_together(body))
-        raise Faulty(f"the answer is not JSON: {fault}", body) from None
+        shape = _PAGE if body.lstrip()[:1] == b"<" else None
+        raise Faulty(f"the answer is not JSON: {fault}", body, shape=shape) from None
     if not isinstance(document, dict):
-        raise Faulty("the answer is not a JSON object", body, document)
-    if document.get("error") is not None:
-        words = server_words(document, body)
-        raise Faulty(f"the server sent an error with status 200: {words}", body, document)
+        raise Faulty("the answer is not a JSON object", body, document, _ANY_SHAPE)
     choices = document.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
+    if document.get("error") is not None:
+        raise _sent_error(document, body)
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise Faulty("the answer has no choices", body, document)
-    usage = document.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    content = _content(message.get("content"))
+        if document.get("errors"):
+            raise _sent_error(document, body)
+        shape = next(((what, way) for keys, what, way in _SHAPES if keys <= document.keys()), _ANY_SHAPE)
+        raise Faulty("the answer has no choices", body, document, None if "choices" in document else shape)
+    content = _content(message.get("content"), body)
+    reason = finish_reason(choice)
+    is_known = reason in _WHOLE | _CUT_OFF | _WITHHELD | _BROKEN_OFF
     return Completion(
         body,
         content,
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-        _fault(choice.get("finish_reason"), message, content, body),
+        *count_tokens(document.get("usage")),
+        _fault(reason, choice, content, body),
+        None if is_known else f"the server ends answers with finish_reason {printable(reason, 100)!r}: taken as `stop`",
     )
 
 
-def _content(content: Any) -> str:
+def _sent_error(document: dict[str, Any], body: bytes) -> Faulty:
+    return Faulty(f"the server sent an error with status 200: {server_words(document, body)}", body, document)
+
+
+def finish_reason(choice: dict[str, Any]) -> str:
+    """Return why a choice ended, in lower case; nothing where the server does not say."""
+    reason = choice.get("finish_reason")
+    if isinstance(reason, dict):  # SGLang's own
+        reason = reason.get("type")
+    return reason.strip().lower() if isinstance(reason, str) else ""
+
+
+def _content(content: Any, body: bytes = b"") -> str:
     if isinstance(content, list):  # parts: Mistral's thinking and text
         texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
         return "".join([text for text in texts if isinstance(text, str)])
+    if isinstance(content, dict):  # Workers AI and some proxies parse it: its own bytes are the answer
+        return _cut_content(body)
     return content if isinstance(content, str) else ""
 
 
-def _fault(reason: Any, message: dict[str, Any], content: str, body: bytes) -> RowError | None:
-    if reason == "length":
+def _cut_content(body: bytes) -> str:
+    """Return the first choice's content as it stands in a body."""
+    choices = value_at(body, "choices").decode()[1:].lstrip()
+    choice = choices[: object_end(choices, 0)].encode()
+    return value_at(value_at(choice, "message"), "content").decode()
+
+
+def _fault(reason: str, choice: dict[str, Any], content: str, body: bytes) -> RowError | None:
+    message = choice["message"]
+    if choice.get("error") is not None:
+        return _sent_error({"error": choice["error"]}, body)
+    if reason in _CUT_OFF:
         return RowError("truncated", _CUT, raw=content or _reasoning(message))
-    if reason == "content_filter":
-        return RowError("filtered", "the server's content filter withheld the answer", raw=content)
+    if reason in _WITHHELD:
+        return RowError("filtered", f"the server withheld the answer (finish_reason {reason})", raw=content)
+    if reason in _BROKEN_OFF:
+        return Faulty(f"the server broke the answer off (finish_reason {reason})", body)
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal:
         return RowError("refused", printable(refusal, len(refusal)), raw=refusal)
@@ -94,5 +153,15 @@ def _reasoning(message: dict[str, Any]) -> str | None:
     return None
 
 
+def count_tokens(usage: Any) -> tuple[int, int]:
+    """Return the prompt and completion tokens of a usage; what only the total has (reasoning) is completion."""
+    if not isinstance(usage, dict):
+        return 0, 0
+    prompt, completion, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    return prompt, max(completion, total - prompt)
+
+
 def _count(tokens: Any) -> int:
-    return tokens if type(tokens) is int and 0 <= tokens <= UINT32_MAX else 0
+    if isinstance(tokens, float) and tokens.is_integer():
+        tokens = int(tokens)
+    return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MOST else 0

@@ -124,14 +124,17 @@ def _places(document: Any) -> list[dict[str, Any]]:
 def server_words(document: Any, body: bytes) -> str:
     """Return what a server says in an error, whichever shape it comes in; fit for one line."""
     for place in _places(document):
-        for key in ("message", "detail", "error"):
+        for key in ("message", "detail", "error", "errors"):
             words = place.get(key)
-            if isinstance(words, list):  # FastAPI: [{"loc": …, "msg": …}]
-                words = words[:_LIST_MOST]
-                words = "; ".join(str(each.get("msg", each) if isinstance(each, dict) else each) for each in words)
+            if isinstance(words, list):  # FastAPI: [{"loc": …, "msg": …}]; Cloudflare: [{"code": …, "message": …}]
+                words = "; ".join(map(_listed_words, words[:_LIST_MOST]))
             if isinstance(words, str) and words.strip():
                 return printable(words)
     return printable(_page_words(body[:10_000].decode("utf-8", "replace")), 200)
+
+
+def _listed_words(fault: Any) -> str:
+    return str(fault.get("msg") or fault.get("message") or fault) if isinstance(fault, dict) else str(fault)
 
 
 def _page_words(text: str) -> str:

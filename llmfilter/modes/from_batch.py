@@ -18,7 +18,7 @@ from llmfilter.cache.stored import is_whole, pack
 from llmfilter.errors import RowError
 from llmfilter.input.reader import BLOCK_BYTES
 from llmfilter.input.records import parse_record
-from llmfilter.jsontext import members
+from llmfilter.jsontext import value_at
 from llmfilter.pipeline import Run
 from llmfilter.stats import UnderWay
 
@@ -136,12 +136,7 @@ def _cut_body(line: bytes, body: dict[str, Any]) -> bytes:
         with suppress(orjson.JSONDecodeError):
             if orjson.loads(cut) == body:
                 return cut
-    return _value("body", _value("response", line))
-
-
-def _value(key: str, text: bytes) -> bytes:
-    """Return the value of a key of a JSON object as it stands there."""
-    return {name: value for name, _, value in members(text)}[key]
+    return value_at(value_at(line, "response"), "body")
 
 
 def _classify(status: Any, document: dict[str, Any]) -> RowError:

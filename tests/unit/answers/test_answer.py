@@ -9,6 +9,7 @@ from strategies import exact, objects
 
 from llmfilter.answers.checks import Checks
 from llmfilter.answers.content import extract, parse_text
+from llmfilter.answers.reasoning import TAGS
 from llmfilter.answers.schema import Schema
 from llmfilter.errors import RowError
 
@@ -136,8 +137,9 @@ def test_an_object_is_taken_with_its_bytes(content: str, answer: bytes) -> None:
         '```json\n[{"a":1}]\n```',
         'Both: {"a":1} and {"a":2}',
         '{"a":1}\n{"a":2}',
-        '{"a":1}, [2]',
-        'As in [1]: {"a":1}',
+        '[1, 2: {"a":1}',
+        '<|channel|>analysis<|message|>{"a":1}',
+        '[THINK]{"a":1}',
         "<think>hm</think>",
         "<think>hm</think>[1]",
         '<think>perhaps {"a":1}',
@@ -328,3 +330,42 @@ def test_a_key_that_was_meant_is_named(name: str, content: str, hint: str) -> No
     with pytest.raises(RowError) as caught:
         Checks(fields=[name]).parse(content)
     assert caught.value.message == f"the key {name!r} is missing{hint}"
+
+
+REASONING = {
+    **{f"{opening}…": f"{opening}Draft: {{x}} [1{closing}" for opening, closing in TAGS.items()},
+    "harmony": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>",
+    "harmony, swallowed": "Hm.<|end|><|start|>assistant<|channel|>final<|message|>",
+    "harmony, commentary": "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>",
+    "harmony, bare": "analysisHm.assistantfinal",
+}
+
+
+@pytest.mark.parametrize("before", REASONING.values(), ids=REASONING.keys())
+def test_reasoning_is_no_part_of_a_text_or_an_object(before: str) -> None:
+    assert parse_text(before + "Spam, I'd say.") == "Spam, I'd say."
+    assert parse_text(before + "\nSpam.<|im_end|>") == "Spam."
+    assert extract(before + '{"a":1}<|return|>')[0] == OBJECT
+    whole = json.dumps({"a": before + "x"}, ensure_ascii=False)
+    assert extract(whole)[0].decode() == whole, "within a string it is data"
+
+
+@pytest.mark.parametrize("opening", [*TAGS, "<|channel|>analysis<|message|>"])
+def test_reasoning_and_nothing_else_is_no_answer(opening: str) -> None:
+    for parse in (parse_text, extract):
+        with pytest.raises(RowError, match=r"no answer|not one JSON object") as caught:
+            parse(opening + 'perhaps {"a":1}')
+        assert caught.value.kind == "unparsable"
+
+
+@pytest.mark.parametrize(
+    "text", ["analysis of the market", "analysis: assistant", "In [THINK] we trust", "a </think> b", "x <|im_end|> y"]
+)
+def test_a_text_that_merely_looks_like_it_is_untouched(text: str) -> None:
+    assert parse_text(text) == text
+
+
+@settings(deadline=None)
+@given(objects)
+def test_a_whole_object_is_never_searched_for_reasoning(text: str) -> None:
+    assert extract(text)[1] == extract(f"<think>{{</think>{text}<|im_end|>")[1]

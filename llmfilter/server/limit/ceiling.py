@@ -1,0 +1,61 @@
+"""So many requests at a time: measured at a refusal, and probed by one more.
+
+If the server takes C at a time, C were under way when it refused. Keeping to that costs no slot and no refusal,
+however long answers take.
+"""
+
+import math
+
+OWED = 60  # answers that a refused probe costs before the next: probing alone has 1.7 % refused
+
+
+class Ceiling:
+    """The number of requests in flight that the server bears.
+
+    most: requests in flight, at most
+    sure: the same without a probe that may still be refused
+    """
+
+    def __init__(self) -> None:
+        self.most = self.sure = math.inf
+        self._step = 1
+        self._owed = 0
+        self._set_at = -math.inf
+
+    def cut(self, held: int, in_flight: int, now: float) -> None:
+        """Keep to what the server held when it refused one more; in_flight: what it can't all have refused yet."""
+        if held >= self.sure:
+            self._owed = OWED
+        self._set(max(1, held, in_flight), now)
+
+    def lower(self, held: int, in_flight: int) -> None:
+        """Correct the last cut by another refusal of the same burst."""
+        self.most = self.sure = min(self.sure, max(1, held, in_flight))
+
+    def restart(self, in_flight: int, now: float) -> None:
+        """Begin with one request more than there are, and double."""
+        self._owed = 0
+        self._set(in_flight + 1, now)
+
+    def widen(self, most: float, now: float) -> None:
+        """Allow more, where another limit holds."""
+        self._set(max(2, most), now)
+
+    def _set(self, most: float, now: float) -> None:
+        self.most = self.sure = most
+        self._step, self._set_at = 1, now
+
+    def pay(self) -> None:
+        """Count an answer towards the next probe."""
+        self._owed -= 1
+
+    def probe_at(self, settle_s: float) -> float:
+        """Return when more may be tried; settle_s: what is not refused by then was taken."""
+        return self._set_at + settle_s if self._owed <= 0 else math.inf
+
+    def probe(self, now: float) -> None:
+        """Try one more; if nothing was refused since the last time, twice as many more."""
+        self.sure = self.most
+        self.most += self._step
+        self._step *= 2
+        self._set_at = now

@@ -1,0 +1,62 @@
+"""Single requests after pauses that double, while the server takes nothing: a used-up window, an outage."""
+
+import math
+
+FIRST_S = 0.1
+MOST_S = 2.5  # at first, then a share of the time stopped: back late by as much at most
+MOST_SHARE, LONGEST_S = 1 / 15, 30.0
+AWAY_MOST_S = 3.0  # a refused connection costs nobody anything
+WINDOW_MOST_S = 15.0  # a quarter of the usual window
+AFTER_MOST_S = 60.0  # the longest window in use: a longer Retry-After may be about the one row
+HANGS_S = 3.0  # a server that was away may still hang: another probe
+
+
+class Probing:
+    """When the next single request may be sent.
+
+    first: the number of the first probe; verdicts on requests before it say nothing new
+    is_away: the server fails, or can't be reached, instead of refusing
+    is_window: it takes a few requests a minute
+    """
+
+    def __init__(self, now: float, first: int, is_away: bool, is_window: bool, after_s: float | None) -> None:
+        self.first = first
+        self.is_away = is_away
+        self.is_window = is_window
+        self._began_at = now
+        self._pause_s = FIRST_S
+        self._probed_at: float | None = None
+        self._next_at = now + self._wait_s(after_s)
+
+    def _wait_s(self, after_s: float | None) -> float:
+        return self._pause_s if after_s is None else min(max(FIRST_S, after_s), AFTER_MOST_S)
+
+    def ready_at(self, now: float) -> float:
+        """Return when a probe may be sent."""
+        if self._probed_at is None:
+            return self._next_at
+        return self._probed_at + HANGS_S if self.is_away else math.inf
+
+    def survived_at(self, settle_s: float) -> float:
+        """Return when a probe that was not refused was taken; of a server that is away only an answer tells."""
+        return math.inf if self.is_away or self._probed_at is None else self._probed_at + settle_s
+
+    def sent(self, now: float) -> None:
+        """Note that a probe was sent."""
+        self._probed_at = now
+
+    def failed(self, now: float, after_s: float | None = None) -> None:
+        """Wait twice as long, or as long as the server asks."""
+        most_s = max(MOST_S, min(LONGEST_S, MOST_SHARE * (now - self._began_at)))
+        if self.is_away:
+            most_s = AWAY_MOST_S
+        elif self.is_window:
+            most_s = WINDOW_MOST_S
+        self._pause_s = min(most_s, 2 * self._pause_s)
+        self._probed_at = None
+        self._next_at = now + self._wait_s(after_s)
+
+    def void(self, now: float) -> None:
+        """Forget a probe that told nothing: another may be sent at once."""
+        self._probed_at = None
+        self._next_at = now

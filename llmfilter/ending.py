@@ -14,10 +14,16 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 
 class Stop(NamedTuple):
-    """Why a run ends early: the exit status, and what to say (None where nobody would listen)."""
+    """Why a run ends early.
+
+    status: the exit status.
+    reason: what to say; None where nobody would listen.
+    whole_status: the exit status where each row of the input has its line all the same.
+    """
 
     status: int
     reason: str | None
+    whole_status: int
 
 
 class Ending:
@@ -41,10 +47,10 @@ class Ending:
         """Return whether nothing more is to be taken or sent."""
         return self.stop is not None
 
-    def begin(self, status: int, reason: str | None) -> None:
+    def begin(self, status: int, reason: str | None, whole_status: int | None = None) -> None:
         """End the run, if it doesn't end already: the first reason counts."""
         if self.stop is None:
-            self.stop = Stop(status, reason)
+            self.stop = Stop(status, reason, status if whole_status is None else whole_status)
             self._event.set()
             for listener in self._listeners:
                 listener()

@@ -50,12 +50,13 @@ class Retryable(RowError):
     """The same request may succeed later.
 
     after_s: how long the server asks to wait; is_refusal: the server has no room now (a rate limit, a
-    full queue, a model that loads), which uses up no attempt. Otherwise it is a fault. advice: what to
-    do if it is all that was ever heard of the server.
+    full queue, a model that loads), which uses up no attempt. Otherwise it is a fault. is_unreachable:
+    nothing could be sent. advice: what to do if it is all that was ever heard of the server.
     """
 
     after_s: float | None = None
     is_refusal = False
+    is_unreachable = False
     advice = "check -u (or $OPENAI_BASE_URL)"
 
 

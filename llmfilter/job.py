@@ -67,7 +67,7 @@ def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mo
     def connect(run: Run) -> "Client":
         from llmfilter.server.client import Client
         from llmfilter.server.exchange import Wire
-        from llmfilter.server.limit.limit import Limit
+        from llmfilter.server.limit.turns import Limit
         from llmfilter.server.streaming import StreamingWire
 
         wire = (StreamingWire if args.stream else Wire)(endpoint, args.timeout)

@@ -97,13 +97,13 @@ async def run(args: Namespace) -> int:
         say(line, beside)
     if shown_on and not mode.report():
         shown_on.say(*summary(run.stats))
-    return signals.status or status_of(run)
+    return signals.status or status_of(run, is_whole=pipeline.snapshot().first_unfinished is None)
 
 
-def status_of(run: "Run") -> int:
-    """Return the exit status of a run that no signal has ended."""
-    if run.ending.stop:
-        return run.ending.stop.status
+def status_of(run: "Run", is_whole: bool) -> int:
+    """Return the exit status of a run that no signal has ended; is_whole: each row has its line."""
+    if stop := run.ending.stop:
+        return stop.whole_status if is_whole else stop.status
     return ending.SOME_FAILED if run.stats.failed else ending.ALL_ANSWERED
 
 

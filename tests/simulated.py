@@ -250,7 +250,7 @@ class Server:
 class Client(Protocol):
     """The part of a limit that `drive` uses."""
 
-    async def turn(self) -> Any: ...
+    async def turn(self, row: Any) -> Any: ...
     def answered(self, ticket: Any) -> None: ...
     def refused(self, ticket: Any, after_s: float | None) -> None: ...
     def failed(self, ticket: Any) -> None: ...
@@ -270,7 +270,7 @@ async def drive(case: Case, make: Callable[[Case], Client]) -> Outcome:
 
     async def send(row: int) -> None:
         nonlocal left
-        ticket = await limit.turn()
+        ticket = await limit.turn(row)
         verdict = await server.post()
         slots.release()
         if verdict == "answered":

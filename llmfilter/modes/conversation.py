@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
 from llmfilter.errors import Abandoned, Retryable, RowError
+from llmfilter.modes.attempts import Attempts
 from llmfilter.modes.budget import Budget
 from llmfilter.modes.hopeless import Hopeless
 from llmfilter.modes.look_up import Plan
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
     from llmfilter.modes.ask import Asking
     from llmfilter.server.client import Client
 
-
-BACKOFF_FIRST_S = 0.5
-BACKOFF_MOST_S = 60.0
-GIVE_UP_REFUSALS = 10  # even where one request in five is refused by chance, it is one row in ten million
-GIVE_UP_S = 150.0  # by then a limit counted by the minute has begun anew twice
 _REASKED = ("unparsable", "invalid")
 REASK = (
     "Your answer can't be used: {fault}. "
@@ -54,40 +50,46 @@ class Conversation:
 
     async def hold(self, request: Request) -> tuple[Completion, Answer]:
         """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
-        body, reasks_left, failures, patience = request.body, self._asking.reasks, 0, None
+        attempts = Attempts(self._asking.retries)
+        try:
+            return await self._hold(request, attempts)
+        except Abandoned:
+            if self._client.is_hopeless and attempts.refusal:
+                raise self._reject(attempts.refusal) from None
+            raise
+        finally:
+            request.attempts = attempts.sent
+
+    async def _hold(self, request: Request, attempts: Attempts) -> tuple[Completion, Answer]:
+        body, reasks_left = request.body, self._asking.reasks
         if request.unusable and reasks_left:
             body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
         while True:
             try:
-                completion = await self._send(body, request)
+                completion = await self._send(body, attempts)
                 self._hopeless.succeed()
                 return completion, self._parse(completion)
             except Retryable as fault:
                 self._hopeless.hear(fault)
-                if fault.is_refusal:
-                    patience = patience or Patience()
-                    is_over = patience.is_over(asyncio.get_running_loop().time(), self._client.answers)
-                    wait_s = delay_s(fault.after_s, patience.refusals, random.random())
-                else:
-                    failures += not self._client.limit.away  # which is no fault of this row
-                    is_over = failures > self._asking.retries
-                    wait_s = delay_s(fault.after_s, max(1, failures), random.random())
-                if is_over:
+                limit = self._client.limit
+                wait_s = attempts.after(fault, limit.is_stopped, limit.is_idle, self._client.answers, random.random())
+                if wait_s is None:
                     raise self._reject(fault) from None
             except RowError as fault:
                 if not reasks_left or fault.kind not in _REASKED or self._client.ending.has_begun:
                     raise self._reject(fault) from None
-                body, reasks_left, failures = self._reask(request, fault), reasks_left - 1, 0
+                body, reasks_left = self._reask(request, fault), reasks_left - 1
+                attempts.forget_failures()
                 continue
             await self._back_off(request, wait_s)
 
-    async def _send_within(self, body: bytes, request: Request) -> Completion:
+    async def _send_within(self, body: bytes, attempts: Attempts) -> Completion:
         """Send a request as `Client.send` does, when the budget has room for it."""
         budget = self._budget
         assert budget is not None
         await budget.take(len(body))
         try:
-            completion = await self._client.send(body, request)
+            completion = await self._client.send(body, attempts)
             budget.count(completion.prompt_tokens + completion.completion_tokens)
         finally:
             budget.free()
@@ -120,37 +122,3 @@ class Conversation:
         self._client.stats.reasked += 1
         turns = [("assistant", fault.raw or ""), ("user", REASK.format(fault=fault.message))]
         return self._plan.prompt.extend(request.body, turns)
-
-
-class Patience:
-    """When to give up one row that is refused again and again while others are answered.
-
-    After ten refusals and 150 s, if as many others were answered in the meantime.
-    """
-
-    def __init__(self) -> None:
-        self.refusals = 0
-        self._since_s = 0.0
-        self._answered = 0
-
-    def is_over(self, now: float, answered: int) -> bool:
-        """Count a refusal of this row; answered: how many requests of the run had been answered by now."""
-        if not self.refusals:
-            self._since_s, self._answered = now, answered
-        self.refusals += 1
-        return (
-            self.refusals >= GIVE_UP_REFUSALS
-            and now - self._since_s >= GIVE_UP_S
-            and answered - self._answered >= GIVE_UP_REFUSALS
-        )
-
-
-def delay_s(after_s: float | None, failures: int, jitter: float) -> float:
-    """Return how many seconds to wait before the same request is sent again.
-
-    after_s: what the server asked for, or None; failures: how many there were, from 1 on; jitter: in
-    [0, 1), spreads the requests, so that they do not all come back at once.
-    """
-    if after_s is not None:
-        return after_s * (1 + jitter / 4)
-    return min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16)) * (0.5 + jitter / 2)

@@ -8,13 +8,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from llmfilter import ending
 from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.ending import Ending
 from llmfilter.errors import Abandoned, Faulty, Retryable, RowError, RunError
 from llmfilter.server.endpoint import Mask
 from llmfilter.server.exchange import Again, Reply, Stale, Wire
-from llmfilter.server.limit.limit import Limit, Ticket
+from llmfilter.server.limit.history import Ticket
+from llmfilter.server.limit.turns import Limit
 from llmfilter.stats import Stats
 from llmfilter.words import printable
 
@@ -24,16 +26,23 @@ LIMIT_S = 600.0  # so long without one success, or asked to wait for longer: the
 SAID_AFTER_S = 5.0  # without one success: who watches wants to know what is waited for
 
 
-class Counted(Protocol):
-    """What counts the requests that were sent for it."""
+class Sender(Protocol):
+    """Whose request it is.
 
-    attempts: int
+    sent: how many requests were sent for it.
+    """
+
+    sent: int
+
+    def is_own_fault(self, answers: int) -> bool:
+        """Tell whether it keeps failing, or being refused, while others are answered."""
 
 
 class Client:
     """A client for one endpoint. To be made on a running loop; `close` it in the end.
 
-    answers: how many there have been.
+    answers: how many requests were answered, if only with an error.
+    is_hopeless: nothing was answered for LIMIT_S.
     ending: of the run; once it has begun nothing is sent any more.
     say: gets a message when the server is waited for, and when it is back.
     """
@@ -45,7 +54,7 @@ class Client:
         self.limit = limit
         self.stats = stats
         self.answers = 0
-        self._is_waiting = self._has_said_full = False
+        self._is_waiting = self._has_said_full = self.is_hopeless = False
         self.ending = ending
         ending.tell(limit.drain)
         ending.tell(wire.drain)
@@ -59,7 +68,7 @@ class Client:
         """Close the connections."""
         await self._wire.close()
 
-    async def send(self, body: bytes, sender: Counted) -> Completion:
+    async def send(self, body: bytes, sender: Sender) -> Completion:
         """Send a request once, when its turn comes; return the completion.
 
         Raise Retryable where another attempt may help, RowError, RunError, or Abandoned while draining.
@@ -68,7 +77,7 @@ class Client:
         while True:
             if self.ending.has_begun:
                 raise Abandoned
-            ticket = await self.limit.turn()
+            ticket = self.limit.take(sender) or await self.limit.turn(sender)
             self._count(sender, 1)
             try:
                 completion = self._completion(await self._wire.post(body, is_again))
@@ -77,7 +86,7 @@ class Client:
                 self.limit.release(ticket)
                 is_again |= isinstance(again, Stale)
             except (RowError, RunError) as fault:
-                self._learn(self.clean(fault), ticket)
+                self._learn(self.clean(fault), ticket, sender)
                 raise fault from None
             except Abandoned:  # it was not sent yet
                 self._count(sender, -1)
@@ -86,44 +95,51 @@ class Client:
             except BaseException:
                 self.limit.release(ticket)
                 raise
-        self.limit.answered(ticket)
-        if self._is_waiting:
-            self._is_waiting = False
-            self._say("the server answers again")
-        self.answers += 1
+        self._note_answer(ticket)
         self.stats.answer_s.add(asyncio.get_running_loop().time() - ticket.sent_at)
         self.stats.billed_prompt += completion.prompt_tokens
         self.stats.billed_completion += completion.completion_tokens
         return completion
 
-    def _count(self, sender: Counted, requests: int) -> None:
+    def _count(self, sender: Sender, requests: int) -> None:
         self.stats.requests += requests
-        self.stats.retries += requests * bool(sender.attempts)
-        sender.attempts += requests
+        self.stats.retries += requests * bool(sender.sent)
+        sender.sent += requests
 
-    def _learn(self, fault: RowError | RunError, ticket: Ticket) -> None:
+    def _note_answer(self, ticket: Ticket) -> None:
+        self.limit.answered(ticket)
+        self.answers += 1
+        if self._is_waiting:
+            self._is_waiting = False
+            self._say("the server answers again")
+
+    def _learn(self, fault: RowError | RunError, ticket: Ticket, sender: Sender) -> None:
         """Tell the limit what became of a request; raise RunError where that ends the run."""
         if isinstance(fault, RunError) or not isinstance(fault, Retryable) or fault.kind == "server":
-            self.limit.answered(ticket)
+            self._note_answer(ticket)
             if isinstance(fault, Faulty) and (end := faults.classify_hidden(fault.document)):
                 raise self.clean(end)
             return
+        is_own = sender.is_own_fault(self.answers)
         if not fault.is_refusal:
-            self.limit.failed(ticket)
+            self.limit.failed(ticket, is_own, fault.is_unreachable)
         else:
             self.stats.refusals += 1
-            self.limit.refused(ticket, fault.after_s)
+            self.limit.refused(ticket, fault.after_s, is_own)
             if (fault.after_s or 0) > LIMIT_S:
                 raise RunError(
                     f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
                     "give the same command again after that"
                 )
-        if self.limit.stuck_s >= SAID_AFTER_S and (fault.is_refusal or self.limit.away):
+        if self.limit.stuck_s >= SAID_AFTER_S and (fault.is_refusal or self.limit.is_away):
             self._say_waiting(fault)
         if self.limit.stuck_s >= LIMIT_S:
-            raise RunError(
+            self.is_hopeless = True
+            self.ending.begin(
+                ending.STOPPED_EARLY,
                 f"the server has answered nothing for {LIMIT_S / 60:.0f} minutes, at last with {fault.message}: "
-                "give the same command again later"
+                "give the same command again later",
+                whole_status=ending.SOME_FAILED,
             )
 
     def _say_waiting(self, fault: Retryable) -> None:

@@ -65,7 +65,9 @@ def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunErr
         return untrusted
     if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
         return RunError(f"the server can't be reached: {words}it does not speak TLS: give http://, not https://")
-    return Retryable("network", f"{words}{printable(_words(fault))}")
+    unreachable = Retryable("network", f"{words}{printable(_words(fault))}")
+    unreachable.is_unreachable = True
+    return unreachable
 
 
 def _words(fault: OSError) -> str:

@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from pace_before import Pace
 from simulated import Bucket, Case, Fixed, Outcome, Sliding, Slots, drive, log_normal, oracle_s, run, uniform
 
-from llmfilter.server.limit.limit import Limit
+from llmfilter.server.limit.turns import Limit
 
 
 class Before:
@@ -29,7 +29,7 @@ class Before:
     def __init__(self, case: Case) -> None:
         self._pace = Pace(case.per_s_most)
 
-    def turn(self) -> Awaitable[float]:
+    def turn(self, row: object) -> Awaitable[float]:
         return self._pace.turn()
 
     def answered(self, ticket: float) -> None:

@@ -198,18 +198,10 @@ def test_a_server_that_answers_500_to_all_for_a_while_is_probed_and_costs_no_row
     assert failed <= 40  # some until it is noticed, and then one at a time
 
 
-IMPATIENT = """\
-import sys, llmfilter.cli, llmfilter.modes.conversation
-llmfilter.modes.conversation.GIVE_UP_REFUSALS, llmfilter.modes.conversation.GIVE_UP_S = 3, 0.5
-sys.exit(llmfilter.cli.main())
-"""
-
-
 def test_a_row_that_alone_is_refused_is_given_up(server: Server, program: Programs) -> None:
     slow, hopeless = slowly(0.05), error(429, "Request too large", code="rate_limit_exceeded")
     server.answer = lambda request: hopeless if request.prompt == "0" else slow(request)
-    command = [sys.executable, program.write("impatient.py", IMPATIENT)]
-    run = program.run(*ASK, "-j", "4", "-r", "0", input=rows(range(200)), command=command)
+    run = program.run(*ASK, "-j", "4", "-r", "0", input=rows(range(200)))
     assert run.status == 1 and len(run.lines) == 199
     assert [(line["error"], line["status"], line["input"]["id"]) for line in run.errors] == [("http", 429, 0)]
     assert "Request too large" in run.errors[0]["message"] and run.said == []

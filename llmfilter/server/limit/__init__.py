@@ -1,9 +1,9 @@
 """What a server takes, found from its refusals alone: so many requests at a time, so many a second, or none now.
 
-`turns.Limit` gives turns; it promises that nothing waits and nothing is counted before the first refusal, that
-turns are given in the order they were asked for, and that what it found is never exceeded by more than a probe.
-`judge` decides which limit a refusal speaks of, by one table of modes over four ideas: `ceiling`, `pace`,
-`probing`, `chance`. Only `turns` knows asyncio; the others are handed the time and can be tested without a clock.
-
-May import: errors. Keeps to itself: everything but `turns.Limit` and the tickets that it hands out.
+Promises: nothing waits before the first refusal; turns are given in the order they were asked for; what was
+found is exceeded by probes only.
+`judge` decides which limit a refusal speaks of, by a table of modes over four ideas: `ceiling`, `pace`, `probing`,
+`chance`. Only `turns` knows asyncio; the others are handed the time, and need no clock to be tested.
+May import: the leaves.
+Keeps to itself: all but `turns.Limit` and the tickets that it hands out.
 """

@@ -7,6 +7,7 @@ however long answers take.
 import math
 
 OWED = 60  # answers that a refused probe costs before the next: probing alone has 1.7 % refused
+SILENT_S = 10.0  # without an answer: what is in flight may hang; twice as long each time it did not
 
 
 class Ceiling:
@@ -21,10 +22,13 @@ class Ceiling:
         self._step = 1
         self._owed = 0
         self._set_at = -math.inf
+        self._silent_s = SILENT_S
 
     def cut(self, held: int, in_flight: int, now: float) -> None:
         """Keep to what the server held when it refused one more; in_flight: what it can't all have refused yet."""
         if held >= self.sure:
+            if self._owed > 0:
+                self._silent_s *= 2
             self._owed = OWED
         self._set(max(1, held, in_flight), now)
 
@@ -49,9 +53,12 @@ class Ceiling:
         """Count an answer towards the next probe."""
         self._owed -= 1
 
-    def probe_at(self, settle_s: float) -> float:
-        """Return when more may be tried; settle_s: what is not refused by then was taken."""
-        return self._set_at + settle_s if self._owed <= 0 else math.inf
+    def probe_at(self, settle_s: float, answered_at: float) -> float:
+        """Return when more may be tried.
+
+        settle_s: what is not refused by then was taken; answered_at: when the last answer came.
+        """
+        return self._set_at + settle_s if self._owed <= 0 else max(self._set_at, answered_at) + self._silent_s
 
     def probe(self, now: float) -> None:
         """Try one more; if nothing was refused since the last time, twice as many more."""

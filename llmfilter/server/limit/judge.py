@@ -27,20 +27,21 @@ A *burst* is what was sent before a refusal was heard: its refusals correct the 
 """
 
 import math
+from collections import deque
 from typing import Any
 
 from llmfilter.server.limit.ceiling import Ceiling
 from llmfilter.server.limit.chance import MOST as CHANCE_MOST
 from llmfilter.server.limit.chance import Chance
 from llmfilter.server.limit.history import History, Ticket
-from llmfilter.server.limit.pace import FORGET_S, TRIAL, TRIAL_UNSURE, Pace
+from llmfilter.server.limit.pace import FORGET_S, MEANT, TRIAL, TRIAL_UNSURE, Pace
 from llmfilter.server.limit.probing import Probing
 
 FREE, CEILING, TRIAL_MODE, PACE, STOPPED = "free", "ceiling", "trial", "pace", "stopped"
 
 SETTLE_LEAST_S, SETTLE_TIMES = 0.05, 1.5  # of what refusals take: what is not refused by then was taken
 IN_A_ROW = 4  # refusals one after another with nothing taken between: the server takes nothing now
-ALIKE = 0.05  # as many in flight as ever borne, but for so much
+ALIKE = 0.02  # as many in flight as ever borne, but for so much
 IS_NUMBER, IS_RATE = 0.6, 0.4  # of a score that each refusal moves; they don't meet, so that it does not flap
 WEIGHT = 0.25  # of one refusal in that score
 TRIAL_SLACK = 0.035  # two of 60: more than chance was refused in a trial
@@ -82,6 +83,8 @@ class Judge:
         self._probing = Probing(now, 0, False, False, None)
         self._score = (IS_NUMBER + IS_RATE) / 2
         self._borne = 0.0  # most in flight that the server took lately
+        self._answered_at = now
+        self._answered: deque[Ticket] = deque()  # lately: a refusal may still be heard of one sent before
         self._borne_from = 0  # by requests from this number on
         self._burst_end = 0  # the first number sent after the last decision
         self._in_a_row, self._taken_at_cut = 0, -2
@@ -103,14 +106,18 @@ class Judge:
         return f"{self._ceiling.sure:.0f} at a time" if self._ceiling.sure < self._jobs else None
 
     @property
+    def is_stopped(self) -> bool:
+        """Tell whether the server takes nothing now, whoever asks."""
+        return self.mode == STOPPED
+
+    @property
     def is_away(self) -> bool:
         """Tell whether the server fails, or can't be reached, whoever asks."""
         return self.mode == STOPPED and self._probing.is_away
 
     def stuck_s(self, now: float) -> float:
         """Return for how long nothing has been answered, but for the time in which a request was under way."""
-        waiting_s = 0.0 if self._idle_from is None else min(now - self._idle_from, IDLE_MOST_S)
-        return self._idle_s + waiting_s
+        return 0.0 if self._idle_from is None else self._idle_s + min(now - self._idle_from, IDLE_MOST_S)
 
     # Sending
 
@@ -122,7 +129,8 @@ class Judge:
         self.in_flight += 1
         self._sent_at = now
         if self._idle_from is not None:
-            self._idle_s, self._idle_from = self.stuck_s(now), None
+            self._idle_s = self.stuck_s(now)
+            self._idle_from = None
         self._most_at = max(self._most_at, now - LATE_S) + 1 / self._per_s_most
         if self.mode == STOPPED:
             self._probing.sent(now)
@@ -153,7 +161,7 @@ class Judge:
     def _full_until(self, now: float, settle_s: float) -> float:
         if self.mode == TRIAL_MODE:
             return self._pace.tried_at(settle_s)
-        at = self._ceiling.probe_at(settle_s)
+        at = self._ceiling.probe_at(settle_s, self._answered_at)
         if at > now:
             return at
         self._ceiling.probe(now)
@@ -163,9 +171,11 @@ class Judge:
 
     def _paced_until(self, now: float, settle_s: float) -> float:
         pace = self._pace
-        if self.mode == PACE and pace.per_s < self._per_s_most and pace.raise_at(self._history.sent) <= now:
+        number = self._history.sent
+        is_high = self.mode != PACE or pace.per_s >= self._per_s_most or self._chance.excess(number) > 1
+        if not is_high and pace.raise_at(number) <= now:
             self._next_at -= 1 / pace.per_s
-            pace.raise_once(now, self._history.sent)
+            pace.raise_once(now, number)
             self._next_at += 1 / pace.per_s
         return max(now, min(self._next_at, pace.tried_at(settle_s)) if self.mode == TRIAL_MODE else self._next_at)
 
@@ -175,24 +185,29 @@ class Judge:
     # Verdicts
 
     def answered(self, ticket: Ticket, now: float) -> None:
-        """The server took the request."""
+        """Note that the server took a request."""
         self._end(ticket, now)
         self._has_answered = True
         self._idle_s, self._idle_from = 0.0, None
         self._failing.clear()
         if self.mode == FREE:
             return
+        self._answered_at = now
         self._ceiling.pay()
         self._borne -= max(0.0, self._borne - self._ceiling.sure) / FADES_BY
-        if ticket.number >= self._borne_from:
-            self._borne = max(self._borne, self._history.held(ticket) + 1)
+        self._answered.append(ticket)
+        while self._answered and self._answered[0].sent_at + self._settle_s() <= now:
+            taken = self._answered.popleft()
+            if taken.number >= self._borne_from:
+                self._borne = max(self._borne, self._history.held(taken) + 1)
         if self.mode == STOPPED and ticket.number >= self._probing.first:
             self._resume(now)
 
     def refused(self, ticket: Ticket, after_s: float | None, is_own: bool, now: float) -> None:
-        """The server had no room now.
+        """Note that the server had no room.
 
-        after_s: how long it asks to wait, or None; is_own: it is known to refuse this row, whatever the others do.
+        after_s: how long it asks to wait, or None
+        is_own: it keeps refusing this row while it answers others
         """
         self._end(ticket, now)
         self._history.add(ticket.number)
@@ -209,9 +224,10 @@ class Judge:
             self._judge(ticket, after_s, now)
 
     def failed(self, ticket: Ticket, is_own: bool, is_unreachable: bool, now: float) -> None:
-        """The request came to nothing, without a word about room: a timeout, a reset, a 5xx.
+        """Note that a request came to nothing, without a word about room: a timeout, a reset, a 5xx.
 
-        is_own: this row is known to fail, whatever the others do; is_unreachable: it can't be any row's fault.
+        is_own: this row keeps failing while others are answered
+        is_unreachable: nothing was sent, so it can't be the row's fault
         """
         self._end(ticket, now)
         if self.mode == STOPPED:
@@ -223,7 +239,7 @@ class Judge:
                 self._stop(now, is_away=True)
 
     def released(self, ticket: Ticket, now: float) -> None:
-        """The request was given up before there was a verdict: nothing is learned from it."""
+        """Note that a request was given up before there was a verdict: nothing is learned from it."""
         self._end(ticket, now)
         if self.mode == STOPPED and ticket.number >= self._probing.first:
             self._probing.void(now)
@@ -246,9 +262,14 @@ class Judge:
             if run >= IN_A_ROW or (refusals >= TRIAL_REFUSALS and refusals > CHANCE_MOST * (end - first)):
                 self._slow_down(ticket, held, after_s, now)
             return
-        is_excess = not chance.explains(ticket.number)
+        is_excess = not is_probe and not chance.explains(ticket)
         if self.mode == PACE:
-            if is_probe or is_excess or not chance.explains_run(run):
+            self._weigh(held)
+            if self._score > IS_NUMBER:
+                self._decide()
+                self._back_to_ceiling()
+                self._ceiling.cut(held, self.in_flight, now)
+            elif is_probe or is_excess or not chance.explains_run(run):
                 self._slow_down(ticket, held, after_s, now)
         elif is_probe or not chance.explains_run(run):
             self._cut(ticket, held, after_s, now)
@@ -278,17 +299,20 @@ class Judge:
         self._decide()
         if self._in_a_row >= IN_A_ROW and not self._is_full(held):
             return self._stop(now, after_s=after_s)
-        self._weigh(held)
-        if self._score > IS_NUMBER:
-            self._back_to_ceiling()
-            self._ceiling.cut(held, self.in_flight, now)
-        elif rate := self._measure(ticket, 0):
-            pace = self._pace
-            if self.mode == PACE and self._chance.stretch > NO_BURST:
-                rate = max(rate, pace.clean)
+        if rate := self._measure(ticket, 0):
+            if self.mode == PACE:
+                rate = max(rate, self._refused_at(ticket))
             self._try_below(rate, TRIAL if self.mode == PACE else TRIAL_UNSURE, now)
         self._pace.mark(ticket.sent_at, ticket.number)
         return None
+
+    def _refused_at(self, ticket: Ticket) -> float:
+        """Return the rate while requests were refused; no more than what was sent without a refusal before."""
+        first, clean = self._chance.first, self._pace.clean
+        if self._chance.stretch > NO_BURST:
+            return clean
+        taken = ticket.number - first.number - self._history.count(first.number, ticket.number)
+        return min(clean, taken / max(1e-6, ticket.sent_at - first.sent_at))
 
     def _decide(self) -> None:
         """Begin a new burst; count the decisions in a row with nothing taken in between."""
@@ -304,7 +328,7 @@ class Judge:
 
     def _is_full(self, held: int) -> bool:
         """Tell whether so many in flight are as many as the server has borne."""
-        return held > 0 and held + 1 >= min((1 - ALIKE) * self._borne, self._borne - 1)
+        return held > 0 and held + 1 >= (1 - ALIKE) * self._borne
 
     def _measure(self, ticket: Ticket, least: int) -> float | None:
         return self._pace.measure(ticket.sent_at, ticket.number, self._history.count, least)
@@ -322,6 +346,7 @@ class Judge:
         count, share, taken_per_s = pace.outcome(self._history.count)
         if share <= chance.share + TRIAL_SLACK:
             chance.learn(share, count)
+            self._score = min(self._score, IS_RATE)
             self._go_up(pace.measured, now)
         elif pace.is_short:
             pace.prolong(now, number)
@@ -351,7 +376,7 @@ class Judge:
     def _stop(self, now: float, is_away: bool = False, after_s: float | None = None) -> None:
         since, before = self._since
         taken = self._history.taken - before
-        is_window = not is_away and 1 < taken < FEW_A_MINUTE / 60 * max(60, now - since)
+        is_window = not is_away and 0 < taken < FEW_A_MINUTE / 60 * max(60, now - since)
         self._mode_before, self.mode = self.mode, STOPPED
         self._probing = Probing(now, self._history.sent, is_away, is_window, after_s)
 
@@ -361,7 +386,8 @@ class Judge:
         self._in_a_row, self._taken_at_cut = 0, -2
         self._burst_end = self._borne_from = self._history.sent
         self._borne = 0.0
-        self._start(now)
+        if taken - before >= MEANT:
+            self._start(now)
         if self._probing.is_window:
             self._try_below((taken - before) / (now - since), TRIAL, now)
         elif self.mode in (TRIAL_MODE, PACE):

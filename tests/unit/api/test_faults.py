@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 
 from llmfilter.api.faults import classify, classify_hidden, classify_proxy, retry_after_s, server_words
 from llmfilter.errors import Retryable, RowError, RunError
-from llmfilter.modes.conversation import BACKOFF_FIRST_S, BACKOFF_MOST_S, delay_s
+from llmfilter.modes.attempts import BACKOFF_FIRST_S, BACKOFF_MOST_S, delay_s
 from llmfilter.words import printable
 
 

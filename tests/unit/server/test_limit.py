@@ -7,8 +7,7 @@ import pytest
 from simulated import Bucket, Case, Outcome, Slots, drive, log_normal, run
 
 from llmfilter.errors import Abandoned
-from llmfilter.modes.conversation import Patience
-from llmfilter.server.limit.limit import Limit
+from llmfilter.server.limit.turns import Limit
 
 SHORT = log_normal(0.3)
 
@@ -151,10 +150,3 @@ def test_a_turn_that_is_cancelled_takes_no_room() -> None:
         assert limit.in_flight == 0
 
     run(main())
-
-
-def test_a_row_is_given_up_only_after_long_and_while_others_are_answered() -> None:
-    alone, hopeless, early = Patience(), Patience(), Patience()
-    assert not any(alone.is_over(now * 60.0, 0) for now in range(20))
-    assert not any(early.is_over(now * 10.0, now * 10) for now in range(15))
-    assert [hopeless.is_over(now * 20.0, now * 10) for now in range(10)] == [False] * 9 + [True]

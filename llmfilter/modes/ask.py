@@ -1,11 +1,18 @@
 """The ordinary run: each row that the cache can't answer is asked of the server.
 
 Theory of operation
-- Each request is one task, which awaits in this order a slot (`-j`), the answer, the disk, and for each of
-  its rows room on the output. It prints then, and nothing of it lives on. The slot is free only when the
-  answer is on the disk: SIGKILL costs no more than the slots.
-- Memory is bounded by the slots, the requests queued for one, the bytes of the rows that wait without a
-  slot, and the bytes not yet written.
+- A slot (`-j`) is a task. It takes one request after the other: sends it, awaits the answer, then the disk,
+  and prints. SIGKILL costs no more than the slots.
+- A request gets a slot only while the output has room, and no row waits for some. So a slot never waits to
+  print, and with -k the row whose turn it is always gets one: nothing that waits can keep it out.
+- Who waits for something else than the server has no slot: a request that backs off lends its own to
+  another; rows that share a request are printed by a task of their own, each as there is room for it.
+
+Memory is bounded, however long the input is, by
+- the requests that wait for a slot for the first time: QUEUED_MOST and a block of lines;
+- the bytes of all rows without a slot (queued, backing off, sharing a request): BUFFER_BYTES and a block;
+- the answers: one for each slot, of BODY_BYTES_MAX at most. Those that wait for their turn (-k) or for a
+  reader are lines in the output: BUFFER_BYTES, and what was under way when it was full.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,7 +63,7 @@ class Ask:
         self._asking = asking
         self._run = run
         self._look_up = LookUp(plan, run)
-        self._requests = Requests(asking.jobs, self._start, run.output.changed.notify)
+        self._requests = Requests(asking.jobs, self._start, run.output.is_free_for, run.output.changed.notify)
         self._client: Client | None = None
         self._conversation: Conversation | None = None
         self._has_said_replaced = False
@@ -87,29 +94,55 @@ class Ask:
                 self._say_replaced()
             yield rows[-1][0] + 1
 
-    def _start(self, request: Request) -> None:
-        self._run.tasks.create_task(self._complete(request))
+    def _start(self) -> None:
+        self._run.tasks.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        """Be a slot: take one request after the other, each once the output has room, until none waits."""
+        requests, changed = self._requests, self._run.output.changed
+        while requests.waiting:
+            request = requests.take()
+            if request is None:
+                await changed.until(lambda: requests.may_take)
+            elif request.slot is None:
+                await self._complete(request)
+            elif not request.slot.done():
+                request.slot.set_result(None)
+                return  # it is its own slot from here on
+        requests.free_slot()
 
     async def _complete(self, request: Request) -> None:
-        """Take a request from its queue to its rows' lines."""
-        first = request.rows[0][0]
+        """Take a request from its sending to its line."""
         try:
             outcome = await self._outcome(request)
+            self._print(request, outcome)
+            if request.rows:
+                self._run.tasks.create_task(self._print_shared(request, outcome))
+            else:
+                self._requests.remove(request)
+        except Exception as error:
+            self._abandon(request, error)
+
+    async def _print_shared(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
+        """Print the rows that have shared a request."""
+        try:
             while request.rows:
-                await self._run.output.room_for(request.rows[0][0])
+                await self._run.output.room_for(request.line)
                 self._print(request, outcome)
-            return self._requests.remove(request)
-        except Abandoned:
-            pass
-        except RunError as end:
-            self._run.stop_early(end.message)
-        except Exception as bug:
-            self._requests.abandon_line(first)
-            self._run.stop_for(bug)
-        return self._requests.abandon(request)
+            self._requests.remove(request)
+        except Exception as error:
+            self._abandon(request, error)
+
+    def _abandon(self, request: Request, error: Exception) -> None:
+        """Forget a request whose rows get no outcome; end the run, where it doesn't end already."""
+        self._requests.abandon(request)
+        if isinstance(error, RunError):
+            self._run.stop_early(error.message)
+        elif not isinstance(error, Abandoned):
+            self._run.stop_for(error)
 
     async def _outcome(self, request: Request) -> tuple[Completion, Answer] | RowError:
-        """Return an answer that is on the disk, or the error that is left of it; free the slot."""
+        """Return an answer that is on the disk, or the error that is left of it."""
         try:
             outcome = await self._talk().hold(request)
             is_stored = await self._plan.cache.put(request.key, pack(request.key, *outcome))
@@ -118,8 +151,6 @@ class Ask:
         except RowError as error:
             error.__context__ = None
             return error.with_traceback(None)  # its frames would keep the request's bytes alive
-        finally:
-            self._requests.free_slot()
 
     def _talk(self) -> Conversation:
         if self._conversation is None:
@@ -132,20 +163,24 @@ class Ask:
         return self._conversation
 
     def _print(self, request: Request, outcome: tuple[Completion, Answer] | RowError) -> None:
-        output, stats, is_shared = self._run.output, self._run.stats, request.is_shared
-        number, raw, record = self._requests.take_row(request)
+        """Print the first row of a request."""
+        output, stats = self._run.output, self._run.stats
+        number, raw, record = request.rows[0]
+        is_shared = request.is_shared
         if isinstance(outcome, RowError):
             stats.by_kind[outcome.kind] += 1
             output.error(number, outcome, request.attempts, raw, True)
-            return
-        completion, answer = outcome
+        else:
+            completion, answer = outcome
+            if is_shared:
+                stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
+            else:
+                stats.asked += 1
+            output.answers({number: self._look_up.replay.join(number, raw, record, answer, completion.body)})
+            self._say_replaced()
+        self._requests.drop_row(request)
         if is_shared:
             output.changed.notify()
-            stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
-        else:
-            stats.asked += 1
-        output.answers({number: self._look_up.replay.join(number, raw, record, answer, completion.body)})
-        self._say_replaced()
 
     def _say_replaced(self) -> None:
         """Say once that an answer has replaced a key of its record."""

@@ -101,7 +101,7 @@ class Conversation:
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
         """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""
-        self._requests.free_slot()
+        self._requests.lend_slot(request)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._client.ending.wait()

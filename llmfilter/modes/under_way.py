@@ -1,11 +1,11 @@
-"""The requests under way, by key: identical rows share one.
+"""The requests under way, by key: identical rows share one. And the slots (`-j`) for those that may be sent.
 
-Each request is one task of the pipeline's, from before its sending to its last line. Here is only
-what all of them need to know of each other: which keys are under way, how much memory the rows
-hold that have no slot, and which line is the first without an outcome.
+Here is only what all of them need to know of each other: which keys are under way, whose turn it is to have
+a slot, how much memory the rows hold that have none, and which line is the first without an outcome.
 """
 
 import asyncio
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ class Request:
     unusable: what is wrong with the answer that the cache has.
     attempts: how often it was sent so far, re-asking included.
     is_shared: its first row is printed, the others follow.
+    slot: what it waits for that has lent its slot to others; None before.
     """
 
     key: bytes
@@ -34,23 +35,38 @@ class Request:
     unusable: RowError | None = None
     attempts: int = 0
     is_shared: bool = False
+    slot: asyncio.Future[None] | None = None
+
+    @property
+    def line(self) -> int:
+        """Return the lowest of its rows' lines."""
+        return self.rows[0][0]
 
 
 class Requests:
     """The requests under way, and the slots for those that may be sent.
 
-    start: gets each request as soon as there is a slot for it; made_room: is called when the queue has
-    room; waiting_bytes: memory of the rows without a slot, those that share another row's request among
-    them.
+    start: makes a slot, which calls `take` as long as there are requests `waiting`, and then `free_slot`.
+    has_room_for: tells whether an answer for a line may come; no request has a slot before.
+    changed: is called when the queue has room, or another request is the next one.
+    waiting_bytes: memory of the rows without a slot: those in the queue, those that back off, and those that
+    share another row's request.
     """
 
-    def __init__(self, jobs: int, start: Callable[[Request], object], made_room: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        jobs: int,
+        start: Callable[[], object],
+        has_room_for: Callable[[int], bool],
+        changed: Callable[[], object],
+    ) -> None:
         self._start = start
-        self._made_room = made_room
+        self._has_room_for = has_room_for
+        self._changed = changed
         self._requests: dict[bytes, Request] = {}
         self._queue: deque[Request] = deque()
+        self._returning: deque[Request] = deque()  # those that want the slot back that they have lent, by line
         self._slots_free = jobs
-        self._returning: deque[asyncio.Future[None]] = deque()  # those who wait for the slot they have lent
         self._abandoned: int | None = None
         self.waiting_bytes = 0
 
@@ -80,50 +96,66 @@ class Requests:
         return True
 
     def add(self, row: Row, key: bytes, body: bytes, unusable: RowError | None) -> None:
-        """Start a new request, or queue it for a slot."""
+        """Queue a new request for a slot."""
         request = self._requests[key] = Request(key, body, deque([row]), _size(row) + len(body), unusable)
+        self._queue.append(request)
+        self.waiting_bytes += request.size
         if self._slots_free:
             self._slots_free -= 1
-            self._start(request)
-        else:
-            self._queue.append(request)
-            self.waiting_bytes += request.size
+            self._start()
+
+    @property
+    def waiting(self) -> bool:
+        """Return whether a request waits for a slot."""
+        return bool(self._returning or self._queue)
+
+    @property
+    def may_take(self) -> bool:
+        """Return whether there is room for the answer of the request whose turn it is, if one waits."""
+        queue = self._returning or self._queue  # the former had a slot before
+        return not queue or self._has_room_for(queue[0].line)
+
+    def take(self) -> Request | None:
+        """Return the request whose turn it is to have a slot; None while there is no room for its answer.
+
+        One that has lent its slot takes over the one that it is given here: its `slot` is to be resolved.
+        """
+        if not self.may_take:
+            return None
+        request = (self._returning or self._queue).popleft()
+        self.waiting_bytes -= request.size
+        if len(self._queue) < QUEUED_MOST:
+            self._changed()
+        return request
 
     def free_slot(self) -> None:
-        """Take a slot back, for another request; who has lent one comes first."""
-        while self._returning:
-            returning = self._returning.popleft()
-            if not returning.done():
-                return returning.set_result(None)
-        if self._queue:
-            request = self._queue.popleft()
-            self.waiting_bytes -= request.size
-            self._start(request)
+        """Take a slot back; make another one where a request waits."""
+        if self.waiting:
+            self._start()
         else:
             self._slots_free += 1
-        if len(self._queue) < QUEUED_MOST:
-            self._made_room()
-        return None
+
+    def lend_slot(self, request: Request) -> None:
+        """Let others have a request's slot while it backs off."""
+        self.waiting_bytes += request.size
+        self.free_slot()
 
     async def return_slot(self, request: Request) -> None:
-        """Return when a request that has freed its slot for a while has one again."""
+        """Return when a request that has lent its slot has one again."""
+        request.slot = asyncio.get_running_loop().create_future()
+        insort(self._returning, request, key=_line)
         if self._slots_free:
             self._slots_free -= 1
-            return
-        self.waiting_bytes += request.size
-        try:
-            self._returning.append(asyncio.get_running_loop().create_future())
-            await self._returning[-1]
-        finally:
-            self.waiting_bytes -= request.size
+            self._start()
+        self._changed()
+        await request.slot
 
-    def take_row(self, request: Request) -> Row:
-        """Take the first row off a request, to be printed."""
+    def drop_row(self, request: Request) -> None:
+        """Forget the first row of a request: it is printed."""
         row = request.rows.popleft()
         if request.is_shared:
             self.waiting_bytes -= _size(row)
         request.is_shared = True
-        return row
 
     def remove(self, request: Request) -> None:
         """Forget a request whose rows are all printed."""
@@ -147,3 +179,7 @@ class Requests:
 
 def _size(row: Row) -> int:
     return len(row[1]) + _ROW_BYTES
+
+
+def _line(request: Request) -> int:
+    return request.line

@@ -35,6 +35,7 @@ class Output:
         self._stdout = Writer(stdout, self._count_written, stdout_now)
         self._stderr = Writer(stderr, self._count_written)
         self._order = Order(self._emit_in_turn) if keep_order else None
+        self._waiting = 0  # rows that wait for room
         self.size = 0
 
     def answers(self, lines: dict[int, bytes]) -> None:
@@ -69,15 +70,27 @@ class Output:
     async def room_for(self, number: int) -> None:
         """Return when the line of the row on line `number` may come."""
         if not self._has_room_for(number):
-            await self.changed.until(lambda: self._has_room_for(number))
+            self._waiting += 1
+            try:
+                await self.changed.until(lambda: self._has_room_for(number))
+            finally:
+                self._waiting -= 1
+                self.changed.notify()
+
+    def is_free_for(self, number: int) -> bool:
+        """Return whether the line of the row on line `number` may come, and no other has to be let out before."""
+        return self._has_room_for(number) and (not self._waiting or self._is_awaited(number))
 
     def _has_room_for(self, number: int) -> bool:
         if self.is_over:
             return True
         # What waits for its turn must not keep the line out that it waits for.
-        if self._order and number == self._order.next:
-            return self.size - self._order.size < BUFFER_BYTES
+        if self._is_awaited(number):
+            return self.size - (self._order.size if self._order else 0) < BUFFER_BYTES
         return self.size < BUFFER_BYTES
+
+    def _is_awaited(self, number: int) -> bool:
+        return self._order is not None and number == self._order.next
 
     def _emit_in_turn(self, numbered: Line) -> None:
         if numbered[1]:

@@ -30,7 +30,8 @@ PLACES = {
     "look-up": "spoil(llmfilter.cache.replay.Replay, 'outcomes', lambda _, rows, *rest: rows[0][2] == {'id': 'bug'})",
     "answer": "spoil(Conversation, '_parse', lambda _, completion: 'bug' in completion.content)",
     "line": "spoil(llmfilter.cache.replay.Replay, 'join', lambda _, number, raw, *rest: b'bug' in raw)",
-    "written": "spoil(llmfilter.output.writer.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",
+    "written": "llmfilter.output.writer.write_now = lambda fd, lines: None\n"
+    "spoil(llmfilter.output.writer.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",
     "stored": "spoil(llmfilter.cache.store.Cache, '_committed', lambda cache, batch, error: b'bug' in batch[0][1])",
 }
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import ASK, Program, Programs, rows
-from server import Reply, Request, Response, Server, completion
+from server import Reply, Request, Response, Server, completion, echo, error
 
 MB = 1 << 20
 
@@ -170,6 +170,32 @@ def test_a_stdout_that_is_read_again_gets_everything_once(program: Programs, ser
     assert run.status == 0
     assert sorted(row["id"] for row in run.rows) == list(range(3000))
     assert Counter(server.prompts).most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("args", [["-j", "1"], ["-j", "4"], ["-j", "4", "-k"]], ids=" ".join)
+def test_while_nobody_reads_no_more_answers_than_slots_are_paid_for_and_held(
+    program: Programs, server: Server, args: list[str]
+) -> None:
+    server.answer = lambda request: completion({"pad": "x" * 2 * MB})
+    jobs = int(args[1])
+    run = program.start(*ASK, *args)
+    run.write(rows(range(20)))
+    server.wait_for(jobs)
+    server.wait_answered(jobs)
+    run.wait_asleep(server.thread_id)
+    assert len(server.requests) == jobs
+    assert run.memory_kb() < 50_000 + jobs * 5 * MB // 1000
+    run.finish()
+    assert (run.status, len(run.lines), len(server.requests)) == (0, 20, 20)
+    assert "-k" not in args or [row["id"] for row in run.rows] == list(range(20))
+
+
+def test_rows_that_back_off_take_no_more_memory_than_others_that_wait(program: Programs, server: Server) -> None:
+    server.answer = lambda request: echo(request) if int(request.prompt) % 3 == 0 else error(500, "again")
+    with open(os.devnull, "wb") as null:
+        run = program.start(*ASK, "-j", "2", "-r", "9", stdout=null.fileno())
+    taken = run.fill(padded(range(600), 100_000), server.thread_id)
+    assert taken <= 10 * MB  # 1 MB, and a block of rows
 
 
 def test_memory_stays_flat_over_20_mb_of_input(program: Programs, server: Server) -> None:

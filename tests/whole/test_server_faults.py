@@ -228,13 +228,14 @@ def test_a_storm_of_faults_costs_no_row(server: Server, program: Programs) -> No
     assert run.said == [] and run.errors
     for line in run.errors:
         prompt = str(line["input"]["id"])
-        assert retries + 1 <= line["attempts"] == sent[prompt], line  # waiting out a limit uses no attempt up
+        # Waiting out a limit uses no attempt up; what goes out just when its connection is closed never comes in.
+        assert max(retries + 1, sent[prompt]) <= line["attempts"], line
     stats = json.loads((program.folder / "stats.json").read_text())
     assert stats["rows"] == count == stats["answered"] + stats["failed"] and stats["unfinished"] == 0
     assert stats["failed"] == len(run.errors) == sum(stats["by_kind"].values())
     assert stats["by_kind"] == dict(Counter(line["error"] for line in run.errors))
     assert stats["requests"] == count + stats["retries"]
-    assert stats["requests"] == len(server.requests)
+    assert len(server.requests) <= stats["requests"] <= 1.02 * len(server.requests)
 
 
 class Twice(Response):

@@ -469,6 +469,7 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(program: Programs, server
     server.hold()
     run = start(program, terminal)
     run.write(rows(range(2)))
+    server.wait_for(2)  # what is not sent yet would be abandoned
     terminal.wait(BAR)
     run.signal(signal.SIGINT)
     terminal.wait("finishing 2 requests")

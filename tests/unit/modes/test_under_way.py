@@ -1,4 +1,4 @@
-"""inflight: whatever happens in whatever order, slots and memory add up, and the first unfinished line is known."""
+"""under_way: whatever happens in whatever order, slots and memory add up, and the first unfinished line is known."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,27 +16,48 @@ KEYS = 4
 class Model:
     """Does to Requests what a run does, and checks it after each step.
 
-    Each request goes from `queued` to `slotted` (perhaps to `lent`, `asking`, and back) to `printing`.
+    Each request goes from `queued` to `slotted` (perhaps to `lent`, `asking`, and back) to `printing`. While the
+    output is full, only the lowest line has room.
     """
 
     def __init__(self) -> None:
-        self.requests = Requests(JOBS, self.start, self.make_room)
+        self.requests = Requests(JOBS, self.start, self.has_room_for, self.make_room)
         self.lines = 0
+        self.is_full = False
         self.unprinted: dict[int, bytes] = {}  # line → key
         self.queued: list[bytes] = []  # by their keys: it starts them when they have a slot
         self.slotted: list[Request] = []
         self.lent: list[Request] = []
         self.asking: list[tuple[Request, asyncio.Task[None]]] = []
         self.printing: list[Request] = []
-        self.is_told_of_room = False
+        self.idle = 0  # slots that look for a request
 
-    def start(self, request: Request) -> None:
-        assert request.key == self.queued.pop(0)
-        self.slotted.append(request)
+    def start(self) -> None:
+        self.idle += 1
+
+    def work(self) -> None:
+        """What the slots do that have no request."""
+        while self.idle:
+            if not self.requests.waiting:
+                self.idle -= 1
+                self.requests.free_slot()
+                continue
+            request = self.requests.take()
+            if not request:
+                return
+            self.idle -= 1
+            assert self.has_room_for(request.line)
+            if request.slot:
+                request.slot.set_result(None)
+            else:
+                assert request.key == self.queued.pop(0)
+                self.slotted.append(request)
+
+    def has_room_for(self, line: int) -> bool:
+        return not self.is_full or line == min(self.unprinted)
 
     def make_room(self) -> None:
-        assert self.requests.queued == len(self.queued) < QUEUED_MOST
-        self.is_told_of_room = True
+        assert self.requests.queued < QUEUED_MOST
 
     def come(self, at: int) -> None:
         """A row comes, and joins an equal one, or is started or queued."""
@@ -50,17 +71,16 @@ class Model:
             self.queued.append(key)
             self.requests.add(row, key, b"body" * at, None)
 
-    def free_slot(self) -> None:
-        """It goes to who has lent one, else to the first in the queue, which then has room."""
-        self.is_told_of_room = False
-        self.requests.free_slot()
-        assert self.is_told_of_room == (not self.asking)
+    def stall(self, at: int) -> None:
+        """The output is full, or has room again."""
+        self.is_full = at % 2 > 0
 
     def lend(self, at: int) -> None:
         """A request backs off, and lets others have its slot."""
         if self.slotted:
-            self.lent.append(self.slotted.pop(at % len(self.slotted)))
-            self.free_slot()
+            request = self.slotted.pop(at % len(self.slotted))
+            self.lent.append(request)
+            self.requests.lend_slot(request)
 
     def ask(self, at: int) -> None:
         """It wants its slot back."""
@@ -69,17 +89,18 @@ class Model:
             self.asking.append((request, asyncio.create_task(self.requests.return_slot(request))))
 
     def answer(self, at: int) -> None:
-        """A request has its outcome, and frees its slot."""
+        """A request has its outcome, and its slot takes the next one."""
         if self.slotted:
             self.printing.append(self.slotted.pop(at % len(self.slotted)))
-            self.free_slot()
+            self.idle += 1
 
     def print(self, at: int) -> None:
         """There is room for a line; behind its last one a request is forgotten."""
         if self.printing:
             request = self.printing[at % len(self.printing)]
             first = min(line for line, key in self.unprinted.items() if key == request.key)
-            assert self.requests.take_row(request)[0] == first
+            assert request.line == first
+            self.requests.drop_row(request)
             del self.unprinted[first]
             if not request.rows:
                 self.printing.remove(request)
@@ -87,25 +108,28 @@ class Model:
 
     async def step(self, what: str, at: int) -> None:
         getattr(self, what)(at)
-        await asyncio.sleep(0)  # who gets a slot back …
-        await asyncio.sleep(0)  # … notices
-        while self.asking and self.asking[0][1].done():
-            self.slotted.append(self.asking.pop(0)[0])
+        for _ in range(3):
+            self.work()
+            await asyncio.sleep(0)  # who asks for a slot, or gets one back, notices
+        self.slotted += [request for request, task in self.asking if task.done()]
+        self.asking = [(request, task) for request, task in self.asking if not task.done()]
         self.check()
 
     def check(self) -> None:
-        assert len(self.slotted) <= JOBS
-        assert not self.queued or len(self.slotted) == JOBS
-        assert not self.asking or (len(self.slotted) == JOBS and not any(task.done() for _, task in self.asking))
+        assert len(self.slotted) + self.idle <= JOBS
+        waiting = [request.line for request, _ in self.asking]
+        waiting += [line for line, key in self.unprinted.items() if key in self.queued]
+        assert not any(map(self.has_room_for, waiting)) or len(self.slotted) == JOBS
         assert self.requests.queued == len(self.queued)
         keys = set(self.unprinted.values())
         assert self.requests.count == len(keys)
         assert self.requests.first_unfinished == min(self.unprinted, default=None)
         printed = [request for request in self.printing if request.is_shared]
         is_row_waiting = len(self.unprinted) > len(keys) or bool(printed)
-        assert (self.requests.waiting_bytes > 0) == bool(self.queued or self.asking or is_row_waiting)
+        assert (self.requests.waiting_bytes > 0) == bool(self.queued or self.lent or self.asking or is_row_waiting)
 
     async def finish(self) -> None:
+        self.stall(0)
         while self.unprinted:
             for what in ("ask", "answer", "print"):
                 await self.step(what, 0)
@@ -120,7 +144,7 @@ class Model:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["come", "come", "lend", "ask", "answer", "print"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["come", "come", "lend", "ask", "answer", "print", "stall"]), st.integers(0, 9)),
     min_size=30,  # fewer hardly ever leave a request without its slot
     max_size=60,
 )
@@ -169,16 +193,45 @@ def test_whenever_it_stops_the_first_line_without_an_outcome_is_known(
     asyncio.run(main())
 
 
+def test_a_request_that_was_lower_in_line_gets_its_slot_back_first() -> None:
+    async def main() -> None:
+        model = Model()
+        for at in range(JOBS):
+            await model.step("come", at)
+        first, second = model.slotted
+        await model.step("lend", 0)
+        await model.step("lend", 0)
+        model.is_full = True
+        await model.step("ask", 1)  # the second wants its slot before the first does
+        await model.step("ask", 0)
+        assert model.slotted == [first]
+        await model.step("answer", 0)
+        await model.step("print", 0)
+        assert model.slotted == [second]
+
+    asyncio.run(main())
+
+
 def test_of_a_full_queue_the_first_starts_and_room_is_told_of_once_there_is_some() -> None:
     started, queued_at_notice = list[bytes](), list[int]()
     requests = Requests(
-        JOBS, lambda request: started.append(request.key), lambda: queued_at_notice.append(requests.queued)
+        JOBS,
+        lambda: started.append(taken().key),
+        lambda line: True,
+        lambda: queued_at_notice.append(requests.queued),
     )
+
+    def taken() -> Request:
+        request = requests.take()
+        assert request is not None
+        return request
+
     keys = [b"%d" % number for number in range(JOBS + QUEUED_MOST + 2)]
     for number, key in enumerate(keys, start=1):
         requests.add((number, b"{}", {}), key, b"{}", None)
     assert (started, requests.queued) == (keys[:JOBS], QUEUED_MOST + 2)
-    for count in range(1, len(keys) + 1):
-        requests.free_slot()
-        assert started == keys[: JOBS + count]
-    assert queued_at_notice == [*range(QUEUED_MOST - 1, -1, -1), *[0] * JOBS]
+    queued_at_notice.clear()
+    while requests.waiting:
+        started.append(taken().key)
+    assert started == keys
+    assert queued_at_notice == [*range(QUEUED_MOST - 1, -1, -1)]

@@ -5,6 +5,7 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+CHECK_URL = "check -u (or $OPENAI_BASE_URL)"
 OUT_OF_MEMORY = "out of memory: raise ulimit -v, or give smaller records or a smaller -j"
 
 
@@ -26,16 +27,21 @@ class RunError(Exception):
 class RowError(Exception):
     """One row fails; the others go on.
 
-    kind: the KIND of its error line; status: the HTTP status, where there was one;
+    kind: the KIND of its error line.
+    status: the HTTP status, where there was one.
     raw: the model's answer as far as there was one, so that what was paid for is not lost.
+    param: the field of the request that the server blames, where it names one.
     """
 
-    def __init__(self, kind: str, message: str, *, status: int | None = None, raw: str | None = None) -> None:
+    def __init__(
+        self, kind: str, message: str, *, status: int | None = None, raw: str | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.status = status
         self.raw = raw
+        self.param = param
 
 
 def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RowError:
@@ -49,15 +55,34 @@ def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | 
 class Retryable(RowError):
     """The same request may succeed later.
 
-    after_s: how long the server asks to wait; is_refusal: the server has no room now (a rate limit, a
-    full queue, a model that loads), which uses up no attempt. Otherwise it is a fault. is_unreachable:
-    nothing could be sent. advice: what to do if it is all that was ever heard of the server.
+    after_s: how long the server asks to wait, or None.
+    is_refusal: the server has no room now (a rate limit, a full queue, a model that loads), which uses up
+    no attempt. Otherwise it is a fault.
+    is_unreachable: nothing could be sent.
+    advice: what to do if it is all that was ever heard of the server.
     """
 
-    after_s: float | None = None
-    is_refusal = False
-    is_unreachable = False
-    advice = "check -u (or $OPENAI_BASE_URL)"
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        status: int | None = None,
+        raw: str | None = None,
+        after_s: float | None = None,
+        is_refusal: bool = False,
+        is_unreachable: bool = False,
+        advice: str = CHECK_URL,
+    ) -> None:
+        super().__init__(kind, message, status=status, raw=raw)
+        self.after_s = after_s
+        self.is_refusal = is_refusal
+        self.is_unreachable = is_unreachable
+        self.advice = advice
+
+
+class Incomplete(RowError):
+    """An answer that lacks a field of `-f`, and is sound but for that: worth keeping."""
 
 
 _SHOWN = 1000  # characters of a body that is no completion

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmfilter.answers.content import extract, parse_text
-from llmfilter.errors import RowError, UsageError
+from llmfilter.errors import Incomplete, RowError, UsageError
 from llmfilter.jsontext import dump_text, join, members, one_line, parse_json, splice
 from llmfilter.words import did_you_mean, printable
 
@@ -21,9 +21,12 @@ Answer = tuple[bytes, Mapping[str, Any]]
 class Checks:
     """What an answer must be, and how it goes into the record.
 
-    schema: it must satisfy it; fields: the keys to keep, all of which must be there; key: put it
-    under this key instead of merging it; is_text: any text is an answer, under `key`; response: the
-    key of the server's whole response beside the answer, or None.
+    schema: it must satisfy it.
+    fields: the keys to keep, all of which must be there.
+    key: put it under this key instead of merging it.
+    is_text: any text is an answer, under `key`.
+    response: the key of the server's whole response beside the answer, or None.
+    is_one_token: one token of text was asked for, so that one which was cut off there is whole.
     takes_any: any object is an answer, and goes in as it is.
     """
 
@@ -34,12 +37,14 @@ class Checks:
         key: str | None = None,
         is_text: bool = False,
         response: str | None = None,
+        is_one_token: bool = False,
     ) -> None:
         self._schema = schema
         self._fields = list(dict.fromkeys(fields))
         self._key = key
         self._is_text = is_text
         self.response = response
+        self._is_one_token = is_one_token
         self.takes_any = not (schema or fields or key is not None or is_text)
 
     def parse(self, content: str) -> Answer:
@@ -55,16 +60,26 @@ class Checks:
             value = dict.fromkeys(self._fields)
         return (text, value) if self._key is None else _under(self._key, text)
 
-    def parse_whole(self, content: str) -> Answer | None:
-        """Return the answer in a content that is nothing but one JSON object, or None."""
-        if self._is_text or not content.rstrip().endswith("}"):
-            return None
+    def judge(self, content: str, fault: RowError | None) -> Answer:
+        """Return the answer in a content, of which nothing is missing although its completion may have a fault.
+
+        Raise that fault, or what `parse` raises.
+        """
+        if fault and not (fault.kind == "truncated" and self._is_whole(content)):
+            raise fault
         try:
-            if not isinstance(parse_json(content), dict):
-                return None
             return self.parse(content)
-        except (ValueError, RowError):
-            return None
+        except RowError as error:
+            raise fault or error from None
+
+    def _is_whole(self, content: str) -> bool:
+        """Return whether a content that was cut off is one token that was asked for, or one JSON object."""
+        if self._is_text:
+            return self._is_one_token and bool(content)
+        try:
+            return content.rstrip().endswith("}") and isinstance(parse_json(content), dict)
+        except ValueError:
+            return False
 
     def add_response(self, answer: Answer, body: bytes) -> Answer:
         """Return an answer with the body that it came in under `response`, in one line."""
@@ -75,27 +90,30 @@ class Checks:
     def _check(self, value: dict[str, Any], content: str) -> None:
         missing = [name for name in self._fields if name not in value]
         faults = [f"the key {name!r} is missing{did_you_mean(name, value, '{!r}')}" for name in missing]
-        if self._schema:
-            faults += self._schema.faults(value)
-        if faults:
-            raise RowError("invalid", "; ".join(faults[:_FAULTS_MOST]), raw=content)
+        against = self._schema.faults(value) if self._schema else []
+        if faults or against:
+            make = RowError if against else Incomplete
+            raise make("invalid", "; ".join([*faults, *against][:_FAULTS_MOST]), raw=content)
 
 
 def _under(key: str, text: bytes) -> Answer:
     return b"{%b:%b}" % (dump_text(key), text), {key: None}
 
 
-def make_checks(args: Namespace, schema: "Schema | None") -> Checks:
-    """Return what an answer must be."""
+def make_checks(args: Namespace, schema: "Schema | None", is_one_token: bool = False) -> Checks:
+    """Return what an answer must be; is_one_token: one token of it was asked for."""
     fields = [name.strip() for name in args.fields.split(",")] if args.fields is not None else []
     if args.fields is not None and not all(fields):
         raise UsageError(f"-f {args.fields!r}: give names with commas between them, like -f label,score")
     if args.text and (schema or fields):
         raise UsageError("--text takes any text as the answer: leave out --schema and -f, or leave out --text")
+    if schema and (unknown := [name for name in fields if not schema.may_have(name)]):
+        hint = did_you_mean(unknown[0], schema.document["properties"])
+        raise UsageError(f"-f {printable(unknown[0])}: the schema allows no such key{hint}")
     taken = fields if args.as_key is None else [args.as_key]
     if args.response in (taken or ["answer"] * args.text):
         raise UsageError(f"--response {printable(args.response)}: the answer has this key already: give another one")
-    return Checks(schema, fields, args.as_key, args.text, args.response)
+    return Checks(schema, fields, args.as_key, args.text, args.response, is_one_token)
 
 
 def response_format(is_text: bool, schema: "Schema | None") -> Any:

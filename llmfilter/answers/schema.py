@@ -66,6 +66,12 @@ class Schema:
         except ValueError as fault:  # nested too deeply for it, or a lone surrogate
             return [f"it can't be checked: {fault}"]
 
+    def may_have(self, key: str) -> bool:
+        """Return whether an object that satisfies the schema may have a key, as far as can be seen at its root."""
+        properties = self.document.get("properties")
+        is_closed = self.document.get("additionalProperties") is False and isinstance(properties, dict)
+        return not is_closed or key in properties or bool(self.document.get("patternProperties"))
+
     def response_format(self) -> dict[str, Any]:
         """Return what asks a server for such answers."""
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(self.document.get("title") or "answer"))[:64]

@@ -5,30 +5,70 @@ and `code`, never the words of its message.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Container, Mapping
+from enum import Enum, auto
+from typing import Any, NamedTuple
 
 from llmfilter.errors import Retryable, RowError, RunError
 from llmfilter.jsontext import parse_json
 from llmfilter.words import printable
 
-# "No room now": too many requests, a full queue or a model that loads, overloaded (Anthropic), no capacity (Groq).
-_REFUSALS = {429, 503, 529, 498}
-_RETRIED = {408, 409, *_REFUSALS}  # and 5xx
-_NO_CREDIT = "insufficient_quota"
-# What a server says about every request alike, as long as none has succeeded.
-REJECTIONS = {400, 403, 404, 422}
-_ADVICE = {
-    401: "check $OPENAI_API_KEY (or the -H that authorizes)",
-    402: "no credit is left: top up, then give the same command again",
-    407: "check the user and password in $HTTPS_PROXY or $HTTP_PROXY",
+# What a server says when no money is left, or may be spent.
+_NO_CREDIT = {
+    *("insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded"),  # OpenAI
+    *("project_spend_limit_exceeded", "organization_usage_limit_exceeded"),
+    "enforced_spend_limit_reached",  # Anthropic
+    "exceeded_current_quota_error",  # Moonshot
 }
-FINAL = _ADVICE.keys()  # these end the run, whatever the body says
+_TOP_UP = "no credit is left: top up, then give the same command again"
+_CHECK_KEY = "check $OPENAI_API_KEY (or the -H that authorizes)"
+_CHECK_PROXY = "check the user and password in $HTTPS_PROXY or $HTTP_PROXY"
+FINAL = {401, 402, 407}  # these end the run, whatever the body says
+NEVER = {501, 505}  # not implemented: the same request won't be the next time either
 _LIST_MOST = 20  # of what a server lists as wrong
 
 
 class ModelMissing(RowError):
     """The server has no model of this name."""
+
+
+class Remedy(Enum):
+    """What is to be done about an error."""
+
+    END = auto()  # the run: it would meet every row
+    WAIT = auto()  # no room now: sent again, which uses up no attempt
+    RETRY = auto()  # a fault: sent again, as often as -r allows
+    ROW = auto()  # this row's error
+    FILTERED = auto()  # this row's: its content was withheld
+    NO_MODEL = auto()  # this row's, and every other's as long as none was answered
+    UNUSABLE = auto()  # the model's answer was bad, and the server has checked it: asked again
+
+
+class Case(NamedTuple):
+    """What a status, or a `type` or `code` in the body, means. None: any; advice: what the user can do."""
+
+    statuses: Container[int] | None
+    codes: set[str] | None
+    remedy: Remedy
+    advice: str = ""
+
+
+# The first that fits counts. Statuses: RFC 9110, Anthropic's 529, Groq's 498 (its flex tier has no capacity).
+CASES = [
+    Case({401}, None, Remedy.END, _CHECK_KEY),
+    Case({402}, None, Remedy.END, _TOP_UP),
+    Case(None, _NO_CREDIT, Remedy.END, _TOP_UP),
+    Case({407}, None, Remedy.END, _CHECK_PROXY),
+    Case({429, 498, 503, 529}, None, Remedy.WAIT),
+    Case(None, {"slow_down"}, Remedy.WAIT),  # OpenAI: more requests than a moment ago
+    Case({408, 409}, None, Remedy.RETRY),
+    Case(NEVER, None, Remedy.ROW),
+    Case(range(500, 600), None, Remedy.RETRY),
+    Case(None, {"content_filter"}, Remedy.FILTERED),
+    Case(None, {"model_not_found"}, Remedy.NO_MODEL),
+    Case({400}, {"json_validate_failed"}, Remedy.UNUSABLE),  # Groq, of its own model's answer
+    Case(None, None, Remedy.ROW),
+]
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes) -> RowError | RunError:
@@ -40,29 +80,45 @@ def classify(status: int, headers: Mapping[str, str], body: bytes) -> RowError |
     words = server_words(document, body)
     message = f"HTTP {status}: {words}" if words else f"HTTP {status}"
     codes = error_codes(document)
-    if status in (401, 402) or _NO_CREDIT in codes:
-        return _end("the server", message, _ADVICE[401 if status == 401 else 402])
-    if status == 407:
-        return _end("the proxy", message, _ADVICE[407])
+    after_s = retry_after_s(headers)
+    case = next(
+        case
+        for case in CASES
+        if (case.statuses is None or status in case.statuses) and (case.codes is None or case.codes & codes)
+    )
+    remedy = _as_the_server_wants(case.remedy, status, headers.get("x-should-retry"), after_s)
+    match remedy:
+        case Remedy.END:
+            return _end("the proxy" if status == 407 else "the server", message, case.advice)
+        case Remedy.WAIT | Remedy.RETRY:
+            return Retryable("http", message, status=status, after_s=after_s, is_refusal=remedy is Remedy.WAIT)
+        case Remedy.FILTERED:
+            return RowError("filtered", message, status=status)
+        case Remedy.NO_MODEL:
+            return ModelMissing("http", message, status=status)
+        case Remedy.UNUSABLE:
+            return RowError("unparsable", message, status=status, raw=_failed_generation(document))
     if 300 <= status < 400:
         where = printable(headers.get("location", "elsewhere"))
         return RowError("http", f"HTTP {status}: redirected to {where}: give the final URL with -u", status=status)
-    if _is_retried(status, headers):
-        fault = Retryable("http", message, status=status)
-        fault.after_s = retry_after_s(headers)
-        fault.is_refusal = status in _REFUSALS or fault.after_s is not None
-        return fault
-    if "content_filter" in codes:
-        return RowError("filtered", message, status=status)
-    if "model_not_found" in codes:
-        return ModelMissing("http", message, status=status)
-    return RowError("http", message + _hint(status, words, codes), status=status)
+    return RowError("http", message + _hint(status, words, codes), status=status, param=_param(document))
+
+
+def _as_the_server_wants(remedy: Remedy, status: int, verdict: str | None, after_s: float | None) -> Remedy:
+    """Return a remedy as the server's own headers change it: x-should-retry decides, else a Retry-After."""
+    if verdict == "false" and remedy in (Remedy.WAIT, Remedy.RETRY):
+        return Remedy.ROW
+    if verdict == "true" and remedy is Remedy.ROW:
+        remedy = Remedy.RETRY
+    if after_s is not None and verdict != "false" and status >= 400 and remedy in (Remedy.ROW, Remedy.RETRY):
+        return Remedy.WAIT
+    return remedy
 
 
 def classify_hidden(document: Any) -> RunError | None:
     """Return what an error object sent with status 200 means for the run; None if only its row is concerned."""
-    if _NO_CREDIT in error_codes(document):
-        return _end("the server", server_words(document, b""), _ADVICE[402])
+    if _NO_CREDIT & error_codes(document):
+        return _end("the server", server_words(document, b""), _TOP_UP)
     return None
 
 
@@ -70,19 +126,12 @@ def classify_proxy(status: int, reason: str) -> Retryable | RunError:
     """Return what a proxy means that does not open a tunnel; reason: its words beside the status."""
     message = printable(f"HTTP {status} {reason}")
     if status in (401, 407):
-        return _end("the proxy", message, _ADVICE[407])
+        return _end("the proxy", message, _CHECK_PROXY)
     return Retryable("network", f"the proxy does not connect to the server: {message}")
 
 
 def _end(who: str, message: str, advice: str) -> RunError:
     return RunError(f"{who} refuses all requests ({message}): {advice}")
-
-
-def _is_retried(status: int, headers: Mapping[str, str]) -> bool:
-    verdict = headers.get("x-should-retry")
-    if verdict in ("true", "false"):
-        return verdict == "true"
-    return status in _RETRIED or status >= 500 or (status >= 400 and retry_after_s(headers) is not None)
 
 
 def _hint(status: int, words: str, codes: set[str]) -> str:
@@ -91,6 +140,24 @@ def _hint(status: int, words: str, codes: set[str]) -> str:
     if status == 404 and not codes:
         return "; is the base URL complete (many servers want /v1 in it)?"
     return ""
+
+
+def _param(document: Any) -> str | None:
+    """Return the field of the request that an error blames: OpenAI's `param`, FastAPI's `loc`."""
+    for place in _places(document):
+        if isinstance(place.get("param"), str):
+            return str(place["param"])
+        detail = place.get("detail")
+        first = detail[0] if isinstance(detail, list) and detail else None
+        if isinstance(first, dict) and isinstance(first.get("loc"), list):
+            names = [each for each in first["loc"] if isinstance(each, str) and each != "body"]
+            return ".".join(names) or None
+    return None
+
+
+def _failed_generation(document: Any) -> str | None:
+    texts = [place.get("failed_generation") for place in _places(document)]
+    return next((text for text in texts if isinstance(text, str)), None)
 
 
 def _parse(body: bytes) -> Any:

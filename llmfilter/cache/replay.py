@@ -62,7 +62,7 @@ class Replay:
                 line = b"".join((raw[:-1], b",", loads(stored[start:end]).encode()[1:], b"\n"))
             else:
                 try:
-                    answer = self._checks.parse(parse_content(stored, keys_end, start, end))
+                    answer = self._checks.judge(*parse_content(stored, keys_end, start, end))
                     line = self.join(number, raw, record, answer, stored[keys_end:])
                 except RowError as fault:
                     outcomes.append(fault)

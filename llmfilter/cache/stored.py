@@ -12,6 +12,7 @@ from zlib import adler32
 import orjson
 
 from llmfilter.api.completion import Completion, parse_completion
+from llmfilter.errors import RowError
 from llmfilter.jsontext import dump_text, parse_json
 
 # Adler-32 of the key and of all that follows (CRC-32 takes twice as long); format version; where the
@@ -28,7 +29,8 @@ def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, A
     """Return a completion as it is stored under a key; answer: the object found in it, and its keys, if known."""
     tokens = completion.prompt_tokens, completion.completion_tokens
     body, literal = completion.body, dump_text(completion.content)
-    at = body.find(literal)  # wherever it stands: equal bytes read back as equal text
+    # Wherever it stands: equal bytes read back as equal text. A fault is found by parsing the body.
+    at = -1 if completion.fault else body.find(literal)
     keys, start, end = b"", 0, 0
     if at >= 0:
         keys = _keys(completion.content, *answer) if answer else b""
@@ -55,8 +57,12 @@ def is_whole(key: bytes, stored: bytes) -> bool:
     return bool(sum_ == adler32(stored[SUM_BYTES:], adler32(key)) and version == VERSION)
 
 
-def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> str:
-    """Return the content of what is stored, whose body begins at `keys_end`; the places are its header's."""
+def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> tuple[str, RowError | None]:
+    """Return the content of what is stored, and what its completion lacks, if anything.
+
+    Its body begins at `keys_end`; the places are its header's.
+    """
     if end:
-        return str(parse_json(stored[start:end]))
-    return parse_completion(stored[keys_end:]).content
+        return str(parse_json(stored[start:end])), None
+    completion = parse_completion(stored[keys_end:])
+    return completion.content, completion.fault

@@ -21,9 +21,11 @@ _DEPTH_MOST = 254  # what orjson writes
 class Prompt:
     """Builds the body of a chat request.
 
-    user: the template of the user message, or None where each record carries its own `messages`;
-    system: the template of the system message; fields: the other request fields, in order.
-    head: what each body begins with; fixed_bytes: the size of a body without the record's values.
+    user: the template of the user message, or None where each record carries its own `messages`.
+    system: the template of the system message.
+    fields: the other request fields, in order; as an attribute their names.
+    head: what each body begins with.
+    fixed_bytes: the size of a body without the record's values.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Prompt:
             self._add_field(key, value)
         self._parts[-1] += b"}"
         self.head = self._parts[0]
+        self.fields = fields.keys()
         self.fixed_bytes = sum(map(len, self._parts))
 
     def _add_message(self, role: bytes, template: Template) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
-from llmfilter.errors import Abandoned, Retryable, RowError
+from llmfilter.cache.stored import pack
+from llmfilter.errors import Abandoned, Incomplete, Retryable, RowError
 from llmfilter.modes.attempts import Attempts
 from llmfilter.modes.budget import Budget
 from llmfilter.modes.hopeless import Hopeless
@@ -62,22 +63,31 @@ class Conversation:
 
     async def _hold(self, request: Request, attempts: Attempts) -> tuple[Completion, Answer]:
         body, reasks_left = request.body, self._asking.reasks
-        if request.unusable and reasks_left:
-            body, reasks_left = self._reask(request, request.unusable), reasks_left - 1
+        unusable = request.unusable if reasks_left else None
+        if unusable:
+            body, reasks_left = self._reask(request, unusable), reasks_left - 1
         while True:
             try:
                 completion = await self._send(body, attempts)
+                self._hopeless.hear_answer()
+                answer = self._plan.checks.judge(completion.content, completion.fault)
                 self._hopeless.succeed()
-                return completion, self._parse(completion)
+                return completion, answer
             except Retryable as fault:
+                is_foreign = self._hopeless.is_foreign(fault)
                 self._hopeless.hear(fault)
                 limit = self._client.limit
                 wait_s = attempts.after(fault, limit.is_stopped, limit.is_idle, self._client.answers, random.random())
-                if wait_s is None:
-                    raise self._reject(fault) from None
+                if wait_s is None or is_foreign:
+                    raise self._reject(unusable or fault) from None
             except RowError as fault:
+                if isinstance(fault, Incomplete):
+                    await self._plan.cache.put(request.key, pack(request.key, completion))
+                self._hopeless.hear_unusable(fault)
                 if not reasks_left or fault.kind not in _REASKED or self._client.ending.has_begun:
-                    raise self._reject(fault) from None
+                    # What the model had answered is worth more than why it could not be asked again.
+                    raise self._reject(unusable if unusable and fault.kind not in _REASKED else fault) from None
+                unusable = fault
                 body, reasks_left = self._reask(request, fault), reasks_left - 1
                 attempts.forget_failures()
                 continue
@@ -109,16 +119,9 @@ class Conversation:
         if self._client.ending.has_begun:
             raise Abandoned
 
-    def _parse(self, completion: Completion) -> Answer:
-        """Return the answer in a completion; one that was cut off is one if nothing of it is missing."""
-        fault = completion.fault
-        if fault is None:
-            return self._plan.checks.parse(completion.content)
-        if fault.kind == "truncated" and (answer := self._plan.checks.parse_whole(completion.content)):
-            return answer
-        raise fault
-
     def _reask(self, request: Request, fault: RowError) -> bytes:
         self._client.stats.reasked += 1
-        turns = [("assistant", fault.raw or ""), ("user", REASK.format(fault=fault.message))]
+        turns = [("user", REASK.format(fault=fault.message))]
+        if fault.raw:  # many servers refuse an empty turn
+            turns.insert(0, ("assistant", fault.raw))
         return self._plan.prompt.extend(request.body, turns)

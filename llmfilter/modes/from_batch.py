@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from llmfilter.answers.checks import Checks
 from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.cache.store import NoCache
@@ -115,7 +116,7 @@ def parse_result(line: bytes) -> Result:
         raise _classify(status, body if isinstance(body, dict) else {"error": document.get("error")})
     completion = parse_completion(_cut_body(line, body))
     if completion.fault:
-        raise completion.fault
+        Checks().judge(completion.content, completion.fault)
     return key, completion
 
 

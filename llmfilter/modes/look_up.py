@@ -54,7 +54,7 @@ class LookUp:
     def __init__(self, plan: Plan, run: Run) -> None:
         self._plan = plan
         self._run = run
-        self.hopeless = Hopeless(run.stats)
+        self.hopeless = Hopeless(run.stats, plan.prompt.fields)
         self.replay = Replay(plan.checks, run.stats)
         self.lines_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // plan.prompt.fixed_bytes))
         self.taken = 0

@@ -54,6 +54,7 @@ class Client:
         self.limit = limit
         self.stats = stats
         self.answers = 0
+        self._noticed: set[str] = set()
         self._is_waiting = self._has_said_full = self.is_hopeless = False
         self.ending = ending
         ending.tell(limit.drain)
@@ -99,6 +100,9 @@ class Client:
         self.stats.answer_s.add(asyncio.get_running_loop().time() - ticket.sent_at)
         self.stats.billed_prompt += completion.prompt_tokens
         self.stats.billed_completion += completion.completion_tokens
+        if completion.notice and completion.notice not in self._noticed:
+            self._noticed.add(completion.notice)
+            self._say(completion.notice)
         return completion
 
     def _count(self, sender: Sender, requests: int) -> None:

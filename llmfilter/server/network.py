@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.http import HttpProcessingError
 
 from llmfilter.api import faults
-from llmfilter.errors import Retryable, RunError
+from llmfilter.errors import CHECK_URL, Retryable, RunError
 from llmfilter.words import printable
 
 CONNECT_S = 30.0
@@ -49,10 +49,8 @@ def classify(error: BaseException) -> Retryable | RunError:
 
 
 def _broken(message: str) -> Retryable:
-    fault = Retryable("network", message)
     # What speaks the one often closes without a word on the other.
-    fault.advice += ", and whether it begins with http:// or https://"
-    return fault
+    return Retryable("network", message, advice=f"{CHECK_URL}, and whether it begins with http:// or https://")
 
 
 def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunError:
@@ -60,14 +58,11 @@ def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunErr
     is_proxy = isinstance(error, aiohttp.ClientProxyConnectionError)
     words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}:") + " "
     if isinstance(fault, ssl.SSLCertVerificationError):
-        untrusted = Retryable("network", f"{words}its certificate: {printable(fault.verify_message)}")
-        untrusted.advice = _advice(fault) or untrusted.advice
-        return untrusted
+        why = f"{words}its certificate: {printable(fault.verify_message)}"
+        return Retryable("network", why, advice=_advice(fault) or CHECK_URL)
     if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
         return RunError(f"the server can't be reached: {words}it does not speak TLS: give http://, not https://")
-    unreachable = Retryable("network", f"{words}{printable(_words(fault))}")
-    unreachable.is_unreachable = True
-    return unreachable
+    return Retryable("network", f"{words}{printable(_words(fault))}", is_unreachable=True)
 
 
 def _words(fault: OSError) -> str:

@@ -188,3 +188,93 @@ def test_a_server_with_8_slots_loses_no_row_and_hardly_refuses(status: int, serv
     assert run.status == 0 and len(run.lines) == 1000
     later = verdicts[jobs:]  # after the first burst
     assert later.count(False) <= 0.06 * len(later)
+
+
+# Money: counted at the server
+
+
+def test_a_forgotten_text_option_ends_the_run_after_32_answers(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion("It is spam.")
+    run = program.run(*ASK, "-j", "4", input=rows(range(2000)))
+    assert run.status == 3
+    assert "none of the first 32 answers can be used" in run.said[-1] and "give --text" in run.said[-1]
+    assert len(server.requests) <= 32 + 4
+
+
+def test_a_typo_in_fields_is_paid_once(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion({"label": "spam"})
+    run = program.run(*ASK, "-j", "4", "-f", "lable", input=rows(range(500)))
+    assert run.status == 3
+    assert "no `lable` in any; they have: label" in run.said[-1]
+    asked = {each.prompt for each in server.requests if len(each.json["messages"]) == 1}
+    assert len(server.requests) <= 32 + 4
+    server.requests.clear()
+    assert program.run(*ASK, "-f", "label", input=rows(sorted(map(int, asked)))).status == 0
+    assert not server.requests, "an object is an answer, whatever -f says"
+
+
+def test_one_token_that_was_asked_for_is_whole(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion("Yes", finish_reason="length")
+    ask = [*ASK, "--text", "-o", "max_tokens=1", "--response", "r"]
+    for _ in range(2):
+        run = program.run(*ask, input=rows(range(3)))
+        assert (run.status, {row["answer"] for row in run.rows}) == (0, {"Yes"})
+    assert len(server.requests) == 3
+    run = program.run(*ASK, "--text", "-o", "max_tokens=2", input=rows([0]))
+    assert [error["error"] for error in run.errors] == ["truncated"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<!doctype html><title>Welcome</title>", "a web page"),
+        (b'{"model":"x","message":{"role":"assistant","content":"{}"},"done":true}', "Ollama's own API"),
+        (b'{"result":{"response":"{}"},"success":true}', "Cloudflare's own API"),
+        (b'{"generated_text":"{}"}', "a text generation API"),
+        (b"{}", "another API's answer"),
+    ],
+)
+def test_an_answer_that_is_no_completion_is_asked_for_three_times_in_all(
+    body: bytes, words: str, program: Programs, server: Server
+) -> None:
+    server.answer = lambda request: Response(body)
+    run = program.run(*ASK, "-j", "1", input=rows(range(200)))
+    assert run.status == 3
+    assert f"the server's first 3 answers are no chat completions but {words}" in run.said[-1]
+    assert len(server.prompts) == len(set(server.prompts)) == 3
+
+
+def test_a_field_that_the_model_refuses_ends_the_run_at_the_first_row(program: Programs, server: Server) -> None:
+    server.answer = lambda request: error(400, "Unsupported value", param="temperature", code="unsupported_value")
+    run = program.run(*ASK, "-j", "1", input=rows(range(100)))
+    assert (run.status, len(server.requests)) == (3, 1)
+    assert "-o temperature=null" in run.said[-1] and "-o reasoning_effort=none" in run.said[-1]
+
+
+@pytest.mark.parametrize("status", [204, 301, 405, 410, 413, 501])
+def test_whatever_every_row_is_refused_with_ends_the_run(status: int, program: Programs, server: Server) -> None:
+    server.answer = lambda request: Response(b"", status, {"Location": "https://elsewhere.test/v1"})
+    run = program.run(*ASK, "-j", "1", input=rows(range(600)))
+    assert (run.status, len(server.requests)) == (3, 32)
+
+
+def test_a_finish_reason_that_nobody_knows_is_said_once(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion({"a": 1}, finish_reason="odd\x1b[1m")
+    run = program.run(*ASK, input=rows(range(9)))
+    assert (run.status, len(run.rows)) == (0, 9)
+    assert len(run.said) == 1 and "finish_reason 'odd [1m'" in run.said[0]
+
+
+def test_a_re_ask_that_is_refused_keeps_the_answer(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion("no JSON") if len(request.json["messages"]) == 1 else error(400, "long")
+    run = program.run(*ASK, input=rows([0]))
+    (line,) = run.errors
+    assert (line["error"], line["raw"], line["attempts"]) == ("unparsable", "no JSON", 2)
+
+
+def test_groqs_refusal_of_its_models_answer_is_an_unusable_answer(program: Programs, server: Server) -> None:
+    bad = error(400, "Failed to validate JSON", code="json_validate_failed", failed_generation='{"a": ')
+    server.answer = lambda request: bad if len(request.json["messages"]) == 1 else completion({"a": 1})
+    run = program.run(*ASK, input=rows([0]))
+    assert (run.status, run.rows) == (0, [{"id": 0, "a": 1}])
+    assert server.requests[1].json["messages"][1] == {"role": "assistant", "content": '{"a": '}

@@ -54,11 +54,11 @@ def test_faults_use_up_attempts_unusable_answers_use_up_reasks_and_each_question
     assert errors == {
         "asked again, in vain": ("unparsable", 2),
         "sent again, in vain": ("server", 2),
-        "a fault too many behind": ("server", 3),
+        "a fault too many behind": ("unparsable", 3),
         "cut off": ("truncated", 1),
         "refused for good": ("http", 1),
         "no room between": ("server", 4),
-        "asked again and refused": ("http", 2),
+        "asked again and refused": ("unparsable", 2),
     }
     assert {row["id"] for row in run.rows} == scripts.keys() - errors.keys()
     stats = json.loads((program.folder / "stats.json").read_text())

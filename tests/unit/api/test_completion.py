@@ -27,7 +27,7 @@ def body_of(message: dict[str, Any], ascii_only: bool = True, **beside: Any) -> 
 def unpack(stored: bytes) -> tuple[str, int, int]:
     assert is_whole(KEY, stored)
     *_, keys_end, start, end, prompt_tokens, completion_tokens = HEADER.unpack_from(stored)
-    return parse_content(stored, keys_end, start, end), prompt_tokens, completion_tokens
+    return parse_content(stored, keys_end, start, end)[0], prompt_tokens, completion_tokens
 
 
 @settings(deadline=None)

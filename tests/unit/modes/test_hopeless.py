@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from llmfilter.api.faults import ModelMissing
-from llmfilter.errors import Retryable, RowError, RunError
+from llmfilter.errors import Faulty, Retryable, RowError, RunError
 from llmfilter.modes.hopeless import REJECTED_MOST, Hopeless
 from llmfilter.stats import Stats
 
@@ -39,6 +39,20 @@ def succeed(breaker: Hopeless, stats: Stats) -> None:
     breaker.succeed()
 
 
+def answer(breaker: Hopeless, stats: Stats) -> None:
+    breaker.hear_answer()
+
+
+def unusable(message: str, raw: str, kind: str = "invalid") -> Event:
+    return lambda breaker, stats: breaker.hear_unusable(RowError(kind, message, raw=raw))
+
+
+def blame(param: str | None, message: str = "no") -> RowError:
+    return RowError("http", message, status=400, param=param)
+
+
+PAGE = Faulty("no JSON", b"<html>", shape=("a web page", "give the URL"))
+FOR_ALL = [204, 301, 308, 405, 410, 413, 501]  # beside 400
 REFUSALS = [reject(RowError("http", "no", status=status)) for status in (400, 403, 404, 422)] * (REJECTED_MOST // 4)
 UNSENT = [reject_unsent] * REJECTED_MOST
 
@@ -46,7 +60,7 @@ UNSENT = [reject_unsent] * REJECTED_MOST
 def end_of(events: list[Event]) -> str | None:
     """What a run ends with at the last of these events; None if it goes on."""
     stats = Stats()
-    breaker = Hopeless(stats)
+    breaker = Hopeless(stats, ["temperature", "response_format", "top_k", "max_tokens"])
     for event in events[:-1]:
         event(breaker, stats)
     try:
@@ -74,6 +88,26 @@ def end_of(events: list[Event]) -> str | None:
         ([reject(RowError("timeout", "too slow"))] * 100, None),
         ([reject(RowError("invalid", "no label"))] * 100, None),
         ([*[reject(RowError("timeout", "too slow"))] * 100, *REFUSALS], "refused the first"),
+        *[([reject(RowError("http", "no", status=status))] * 32, "refused the first") for status in FOR_ALL],
+        ([hear(PAGE)] * 3, "first 3 answers are no chat completions but a web page: give the URL"),
+        ([hear(PAGE)] * 2, None),
+        ([answer, *[hear(PAGE)] * 3], None),
+        ([reject(blame("temperature"))], "-o temperature=null, or for a model that reasons -o reasoning_effort=none"),
+        ([reject(blame("response_format.type"))], "-o response_format=null"),
+        ([reject(blame(None, "unknown field `top_k`"))], "leave out -o top_k=…"),
+        ([reject(blame("model"))], "check -m"),
+        ([succeed, reject(blame("temperature"))], None),
+        ([reject(blame("messages"))] * 31, None),
+        ([reject(blame("max_tokens"))] * 31, None),
+        ([reject(blame(None, "the model's context is 10 tokens"))] * 31, None),
+        ([unusable("no", "Spam.")] * 32, "for answers in plain text give --text"),
+        ([unusable("no", "[1]")] * 32, 'ask for an object that holds the list, like {"items": [...]}'),
+        ([unusable("the key 'lable' is missing", '{"label": 1}')] * 32, "no `lable` in any; they have: label"),
+        ([unusable("at /n: 1.5 is not an integer", '{"n": 1.5}')] * 32, "1.5 is not an integer (32 of 32)"),
+        ([unusable("cut", "x", "truncated")] * 32, "raise -o max_tokens=N, or for answers in plain text give --text"),
+        ([unusable("no", "Spam.")] * 31, None),
+        ([*[unusable("no", "Spam.")] * 31, succeed, unusable("no", "Spam.")], None),
+        ([replay, *[unusable("no", "Spam.")] * 32], None),
         (UNSENT, "none of the first 32 rows can be sent, the first since row 1 is no JSON"),
         (UNSENT[:-1], None),
         ([send, *UNSENT[:-1]], None),

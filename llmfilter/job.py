@@ -86,7 +86,7 @@ def make_preview(plan: Plan, dry: Namespace | None, run: Run) -> Mode:
     if dry:
         from llmfilter.modes.dry_run import DryRun
 
-        return Preview(plan, DryRun(tally, dry.budget, dry.stream), run)
+        return Preview(plan, DryRun(tally, run.stats, dry.budget, dry.stream), run)
     from llmfilter.modes.to_batch import ToBatch
 
     return Preview(plan, ToBatch(tally), run)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from llmfilter import __version__
 from llmfilter.errors import UsageError
+from llmfilter.stats import Price
 from llmfilter.words import did_you_mean, printable
 
 EXAMPLES = """\
@@ -67,7 +68,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in (arg.partition("=")[0] for arg in args):
         if name.startswith("-") and f"-{name}" in parser._option_string_actions:
             parser.error(f"{name}: did you mean -{name}?")  # -model is -m with the value odel
-    return parser.parse_args(args)
+    parsed = parser.parse_args(args)
+    if parsed.price is None and isinstance(parsed.budget, float):
+        parser.error(f"argument --budget: {parsed.budget:g} is not a whole number of tokens; money needs --price")
+    return parsed
 
 
 class _Once(argparse.Action):
@@ -216,11 +220,18 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="requests a minute, at most (default: what the server bears)",
     )
     group.add_argument(
+        "--price",
+        metavar="IN,OUT[,CACHED]",
+        type=_price,
+        help="money for a million prompt, completion and cached prompt tokens: what is said of tokens is "
+        "then said of money too",
+    )
+    group.add_argument(
         "--budget",
-        metavar="TOKENS",
-        type=_positive,
-        help="end the run when so many tokens, of prompts and answers, have been billed in it; "
-        "what is in flight then goes beyond",
+        metavar="N",
+        type=_budget,
+        help="end the run when so many tokens, of prompts and answers, have been billed in it, or with --price "
+        "so much money; what is in flight then goes beyond",
     )
     group.add_argument(
         "--cache",
@@ -273,6 +284,21 @@ def _seconds(text: str) -> float:
 
 def _rate(text: str) -> float:
     return _amount(text, "a number of requests a minute")
+
+
+def _budget(text: str) -> float:
+    """Return tokens as an int, money as a float."""
+    return _number(text, 1) if text.isdigit() else _amount(text, "a number of tokens, or with --price of money,")
+
+
+def _price(text: str) -> Price:
+    try:
+        prices = [float(each) for each in text.split(",")]
+        if len(prices) in (2, 3) and all(0 <= each < math.inf for each in prices):
+            return Price(prices[0], prices[1], prices[2] if len(prices) == 3 else prices[0])
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not like 0.15,0.60 or 0.15,0.60,0.075: money for a million tokens")
 
 
 def _amount(text: str, what: str) -> float:

@@ -67,7 +67,7 @@ async def run(args: Namespace) -> int:
         # What shares stdout, or its terminal, takes turns.
         None if write is write_alone or (shown_on and has_bar) else partial(write_now, STDOUT),
     )
-    run = Run(output, Stats(), ending.Ending(), asyncio.TaskGroup())
+    run = Run(output, Stats(price=args.price), ending.Ending(), asyncio.TaskGroup())
     output.on_failure = partial(stop_writing, run.ending)
     mode = make_mode(run)
     pipeline = Pipeline(mode, STDIN, run)

@@ -1,33 +1,53 @@
 """What a run did, in numbers."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-_BUCKETS = 50  # of the histogram for each factor of e: 2 % wide
+
+class Usage(NamedTuple):
+    """Tokens as a server counts them.
+
+    prompt: of the prompts.
+    completion: of the answers, reasoning included.
+    cached: those of the prompts that the server had in a cache of its own, and bills at another price.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+    @property
+    def total(self) -> int:
+        """Return all of them."""
+        return self.prompt + self.completion
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return the sum."""
+        return Usage(self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached)
 
 
-class Histogram:
-    """Durations in buckets that grow with them, so that memory is bounded whatever their number."""
+NOTHING = Usage()
 
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
 
-    def add(self, seconds: float) -> None:
-        """Count a duration."""
-        self._buckets[round(math.log(max(seconds, 1e-6)) * _BUCKETS)] += 1
+class Price(NamedTuple):
+    """Money for a million tokens, in whatever currency (`--price`).
 
-    def quantile(self, fraction: float) -> float | None:
-        """Return the seconds that so many take at most, within 1 %; None if nothing was counted."""
-        left = math.ceil(fraction * self._buckets.total())
-        for bucket in sorted(self._buckets):
-            left -= self._buckets[bucket]
-            if left <= 0:
-                return round(math.exp(bucket / _BUCKETS), 4)
-        return None
+    prompt: of prompts.
+    completion: of answers.
+    cached: of prompts, as far as the server had them in its cache.
+    """
+
+    prompt: float
+    completion: float
+    cached: float
+
+    def cost(self, usage: Usage) -> float:
+        """Return what tokens cost."""
+        fresh = (usage.prompt - usage.cached) * self.prompt
+        return (fresh + usage.cached * self.cached + usage.completion * self.completion) / 1e6
 
 
 @dataclass(slots=True)
@@ -36,8 +56,9 @@ class Stats:
 
     asked: rows that were answered by a request of their own; cached: without one; unstored: answers
     that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
-    of them by its line and key; refusals: requests for which the server had no room; answer_s: how
-    long those took that it answered; limit: what it was found to take, like `8 at a time`.
+    of them by its line and key; refusals: requests for which the server had no room; limit: what it was
+    found to take, like `8 at a time`; billed: tokens of this run; saved: those that the cache's answers
+    had cost; price: of tokens, if it is known.
     """
 
     rows: int = 0
@@ -52,11 +73,9 @@ class Stats:
     reasked: int = 0
     refusals: int = 0
     limit: str | None = None
-    answer_s: Histogram = field(default_factory=Histogram)
-    billed_prompt: int = 0
-    billed_completion: int = 0
-    saved_prompt: int = 0
-    saved_completion: int = 0
+    billed: Usage = NOTHING
+    saved: Usage = NOTHING
+    price: Price | None = None
     started_at: float = field(default_factory=time.monotonic)
 
     def count_replaced(self, line: int, record: Mapping[str, Any], answer_keys: Mapping[str, Any]) -> None:
@@ -67,11 +86,14 @@ class Stats:
         if self.first_replaced is None:
             self.first_replaced = (line, next(key for key in record if key in answer_keys))
 
-    def count_replays(self, rows: int, prompt_tokens: int, completion_tokens: int) -> None:
-        """Note rows that were answered without a request of their own."""
+    def count_replays(self, rows: int, usage: Usage) -> None:
+        """Note rows that were answered without a request of their own, and what their answers had cost."""
         self.cached += rows
-        self.saved_prompt += prompt_tokens
-        self.saved_completion += completion_tokens
+        self.saved = self.saved.plus(usage)
+
+    def expense(self, usage: Usage) -> float:
+        """Return what tokens cost: money where there is a price, else their number."""
+        return self.price.cost(usage) if self.price else usage.total
 
     @property
     def answered(self) -> int:
@@ -90,7 +112,12 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counters as `--stats` writes them."""
-        seconds = max(self.seconds, 0.001)
+        costs = {}
+        if self.price:
+            costs = {
+                "cost": round(self.price.cost(self.billed), 9),
+                "cost_saved": round(self.price.cost(self.saved), 9),
+            }
         return {
             "rows": self.rows,
             "answered": self.answered,
@@ -105,17 +132,14 @@ class Stats:
             "reasked": self.reasked,
             "refusals": self.refusals,
             "limit": self.limit,
-            "answer_seconds": {"median": self.answer_s.quantile(0.5), "p95": self.answer_s.quantile(0.95)},
-            "tokens": {
-                "billed": {"prompt": self.billed_prompt, "completion": self.billed_completion},
-                "saved": {"prompt": self.saved_prompt, "completion": self.saved_completion},
-            },
-            "tokens_per_second": {
-                "prompt": round(self.billed_prompt / seconds, 1),
-                "completion": round(self.billed_completion / seconds, 1),
-            },
-            "seconds": round(seconds, 3),
+            "tokens": {"billed": _tokens(self.billed), "saved": _tokens(self.saved)},
+            **costs,
+            "seconds": round(self.seconds, 3),
         }
+
+
+def _tokens(usage: Usage) -> dict[str, int]:
+    return {"prompt": usage.prompt, "cached_prompt": usage.cached, "completion": usage.completion}
 
 
 class UnderWay(NamedTuple):

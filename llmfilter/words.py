@@ -31,6 +31,11 @@ def short(number: int) -> str:
     return str(number)
 
 
+def money(amount: float) -> str:
+    """Return like 1,234.50, 0.0123 or 0.000012: cents, or what is to be seen of less."""
+    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.{4 if amount >= 0.01 else 6}f}"
+
+
 def did_you_mean(typed: str, known: Iterable[str], shown: str = "{}") -> str:
     """Return "; did you mean NAME?" for the known name most like `typed`, else nothing; shown: how to write it."""
     from difflib import get_close_matches  # only a message needs it

@@ -9,6 +9,7 @@ from llmfilter.api.faults import server_words
 from llmfilter.api.stream import is_stream, put_together
 from llmfilter.errors import Faulty, RowError
 from llmfilter.jsontext import object_end, parse_json, value_at
+from llmfilter.stats import Usage
 from llmfilter.words import printable
 
 TOKENS_MOST = (1 << 32) - 1
@@ -46,7 +47,7 @@ _PAGE = "a web page", "give the URL of the API, which often ends in /v1"
 
 
 class Completion(NamedTuple):
-    """A response's body, what the model said in it, and the tokens it was billed with (0 where the server didn't say).
+    """A response's body, what the model said in it, and the tokens it was billed with.
 
     fault: why it is no answer although it was paid for, or None.
     notice: what is to be said once about answers like this, or None.
@@ -54,8 +55,7 @@ class Completion(NamedTuple):
 
     body: bytes
     content: str
-    prompt_tokens: int
-    completion_tokens: int
+    usage: Usage
     fault: RowError | None = None
     notice: str | None = None
 
@@ -87,7 +87,7 @@ def parse_completion(body: bytes) -> Completion:
     return Completion(
         body,
         content,
-        *count_tokens(document.get("usage")),
+        parse_usage(document.get("usage")),
         _fault(reason, choice, content, body),
         None if is_known else f"the server ends answers with finish_reason {printable(reason, 100)!r}: taken as `stop`",
     )
@@ -153,12 +153,18 @@ def _reasoning(message: dict[str, Any]) -> str | None:
     return None
 
 
-def count_tokens(usage: Any) -> tuple[int, int]:
-    """Return the prompt and completion tokens of a usage; what only the total has (reasoning) is completion."""
+def parse_usage(usage: Any) -> Usage:
+    """Return the tokens in a completion's `usage`, in any dialect; 0 where the server does not say.
+
+    What only the total has (xAI's and Gemini's reasoning) is completion.
+    """
     if not isinstance(usage, dict):
-        return 0, 0
+        return Usage()
     prompt, completion, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
-    return prompt, max(completion, total - prompt)
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    cached = cached or _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek's
+    return Usage(prompt, max(completion, total - prompt), min(cached, prompt))
 
 
 def _count(tokens: Any) -> int:

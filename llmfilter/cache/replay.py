@@ -13,10 +13,10 @@ from zlib import adler32
 from orjson import loads
 
 from llmfilter.answers.checks import Answer, Checks
-from llmfilter.cache.stored import HEADER, SUM_BYTES, VERSION, parse_content
+from llmfilter.cache.stored import HEADER, KEYS_AT, SUM_BYTES, parse_content
 from llmfilter.errors import RowError
 from llmfilter.jsontext import Row, splice
-from llmfilter.stats import Stats
+from llmfilter.stats import Stats, Usage
 
 Outcome = bytes | RowError | None  # a row's line; what today's checks say of its stored answer; nothing sound is stored
 _unpack_header = HEADER.unpack_from
@@ -44,20 +44,21 @@ class Replay:
         is_plain, header_bytes = self._is_plain, HEADER.size
         outcomes: list[Outcome] = []
         line: Outcome
-        cached = prompt = completion = 0
+        rows_cached = prompt = completion = cached = 0
         for (number, raw, record), key, stored in zip(rows, keys, found, strict=False):
             if stored is None or len(stored) < header_bytes:
                 outcomes.append(None)
                 continue
-            sum_, version, keys_end, start, end, prompt_tokens, completion_tokens = _unpack_header(stored)
-            if sum_ != adler32(stored[SUM_BYTES:], adler32(key)) or version != VERSION:
+            sum_, version, keys_end, start, end, prompt_, completion_, cached_ = _unpack_header(stored)
+            keys_at = KEYS_AT.get(version)
+            if sum_ != adler32(stored[SUM_BYTES:], adler32(key)) or keys_at is None:
                 outcomes.append(None)
                 continue
             if (
                 is_plain
-                and keys_end > header_bytes
+                and keys_end > keys_at
                 and record
-                and record.keys().isdisjoint(_parse_keys(stored[header_bytes:keys_end]))
+                and record.keys().isdisjoint(_parse_keys(stored[keys_at:keys_end]))
             ):
                 line = b"".join((raw[:-1], b",", loads(stored[start:end]).encode()[1:], b"\n"))
             else:
@@ -68,10 +69,12 @@ class Replay:
                     outcomes.append(fault)
                     continue
             outcomes.append(line)
-            cached += 1
-            prompt += prompt_tokens
-            completion += completion_tokens
-        self._stats.count_replays(cached, prompt, completion)
+            rows_cached += 1
+            prompt += prompt_
+            completion += completion_
+            if keys_at == header_bytes:
+                cached += cached_
+        self._stats.count_replays(rows_cached, Usage(prompt, completion, cached))
         return outcomes
 
     def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:

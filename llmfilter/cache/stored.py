@@ -17,26 +17,29 @@ from llmfilter.jsontext import dump_text, parse_json
 
 # Adler-32 of the key and of all that follows (CRC-32 takes twice as long); format version; where the
 # keys end that follow; where the content's JSON string starts and ends (both 0: parse the body); prompt
-# tokens; completion tokens. The keys are a JSON array if the content is nothing but one JSON object in
-# one line, else there are none.
-HEADER = struct.Struct("<IBHIIII")
-VERSION = 4
+# tokens; completion tokens; those of the prompt that the server had in its cache. The keys are a JSON array
+# if the content is nothing but one JSON object in one line, else there are none.
+HEADER = struct.Struct("<IBHIIIII")
+# By version, where the keys begin: without and with cached tokens. What was paid for is read for ever.
+KEYS_AT = {4: HEADER.size - 4, 5: HEADER.size}
 SUM_BYTES = 4
 _KEYS_BYTES_MOST = 1000
 
 
 def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, Any]] | None = None) -> bytes:
     """Return a completion as it is stored under a key; answer: the object found in it, and its keys, if known."""
-    tokens = completion.prompt_tokens, completion.completion_tokens
+    version = 5 if completion.usage.cached else 4
+    keys_at = KEYS_AT[version]
     body, literal = completion.body, dump_text(completion.content)
     # Wherever it stands: equal bytes read back as equal text. A fault is found by parsing the body.
     at = -1 if completion.fault else body.find(literal)
     keys, start, end = b"", 0, 0
     if at >= 0:
         keys = _keys(completion.content, *answer) if answer else b""
-        start = HEADER.size + len(keys) + at
+        start = keys_at + len(keys) + at
         end = start + len(literal)
-    summed = HEADER.pack(0, VERSION, HEADER.size + len(keys), start, end, *tokens)[SUM_BYTES:] + keys + body
+    header = HEADER.pack(0, version, keys_at + len(keys), start, end, *completion.usage)
+    summed = header[SUM_BYTES:keys_at] + keys + body
     return adler32(summed, adler32(key)).to_bytes(SUM_BYTES, "little") + summed
 
 
@@ -50,11 +53,11 @@ def _keys(content: str, answer: bytes, answer_keys: Mapping[str, Any]) -> bytes:
 
 
 def is_whole(key: bytes, stored: bytes) -> bool:
-    """Return whether what is stored under a key is what this version has stored there."""
+    """Return whether what is stored under a key is what was stored there, in a version that is known."""
     if len(stored) < HEADER.size:
         return False
     sum_, version, *_ = HEADER.unpack_from(stored)
-    return bool(sum_ == adler32(stored[SUM_BYTES:], adler32(key)) and version == VERSION)
+    return bool(sum_ == adler32(stored[SUM_BYTES:], adler32(key)) and version in KEYS_AT)
 
 
 def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> tuple[str, RowError | None]:

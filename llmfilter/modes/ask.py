@@ -45,14 +45,14 @@ class Asking(NamedTuple):
     jobs: most requests in flight.
     retries: attempts after the first.
     reasks: how often a model is shown its unusable answer.
-    budget: the tokens that may be billed, or None.
+    budget: the tokens, or the money, that may be billed, or None.
     """
 
     connect: "Callable[[Run], Client]"
     jobs: int
     retries: int
     reasks: int
-    budget: int | None
+    budget: float | None
 
 
 class Ask:
@@ -155,8 +155,8 @@ class Ask:
     def _talk(self) -> Conversation:
         if self._conversation is None:
             self._client = self._asking.connect(self._run)
-            tokens = self._asking.budget
-            budget = Budget(tokens, self._run.stats, self._run.output.changed, self._run.ending) if tokens else None
+            most = self._asking.budget
+            budget = Budget(most, self._run.stats, self._run.output.changed, self._run.ending) if most else None
             self._conversation = Conversation(
                 self._plan, self._asking, self._client, self._requests, self._look_up.hopeless, budget
             )
@@ -173,7 +173,7 @@ class Ask:
         else:
             completion, answer = outcome
             if is_shared:
-                stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
+                stats.count_replays(1, completion.usage)
             else:
                 stats.asked += 1
             output.answers({number: self._look_up.replay.join(number, raw, record, answer, completion.body)})

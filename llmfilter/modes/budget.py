@@ -1,7 +1,7 @@
-"""How many tokens a run may be billed with (`--budget`)."""
+"""How many tokens, or how much money, a run may be billed with (`--budget`)."""
 
 from llmfilter.ending import STOPPED_EARLY, Ending
-from llmfilter.stats import Stats
+from llmfilter.stats import Stats, Usage
 from llmfilter.worker import Change
 
 # Of text in UTF-8, in whatever language: beside the tokenizers of GPT-4, Qwen, DeepSeek and Mistral, on prose in 12
@@ -10,15 +10,17 @@ TOKEN_BYTES = 4
 
 
 class Budget:
-    """Lets requests go as long as tokens are left, if those under way cost what the mean has been.
+    """Lets requests go as long as something is left, if those under way cost what the mean has been.
 
-    Admits a request while the tokens billed so far plus the expected tokens of the requests in flight (the
-    mean so far, each) stay below the budget. Before there is a mean they are expected to cost what their
-    own bytes do. What is in flight when the tokens are used up goes beyond them.
+    Admits a request while what was billed so far plus what the requests in flight are expected to cost (the
+    mean so far, each) stays below the budget. Before there is a mean they are expected to cost what their
+    own bytes do. What is in flight when the budget is used up goes beyond it.
+
+    most: money where there is a price, else tokens.
     """
 
-    def __init__(self, tokens: int, stats: Stats, changed: Change, ending: Ending) -> None:
-        self._tokens = tokens
+    def __init__(self, most: float, stats: Stats, changed: Change, ending: Ending) -> None:
+        self._most = most
         self._stats = stats
         self._changed = changed
         self._ending = ending
@@ -30,30 +32,34 @@ class Budget:
         await self._changed.until(lambda: self._ending.has_begun or self._is_used_up or self._has_room(body_bytes))
         self._under_way += 1
         if self._is_used_up:
-            self._ending.begin(STOPPED_EARLY, f"the {self._tokens} tokens of --budget are used up")
+            what = f"--budget of {self._most:g} is" if self._stats.price else f"{self._most} tokens of --budget are"
+            self._ending.begin(STOPPED_EARLY, f"the {what} used up")
 
     def free(self) -> None:
         """Note that a request is no longer under way."""
         self._under_way -= 1
         self._changed.notify()
 
-    def count(self, tokens: int) -> None:
+    def count(self, usage: Usage) -> None:
         """Note a completion and what it cost; stop where the server does not say."""
         self._completions += 1
-        if not tokens:
+        if not usage.total:
             self._ending.begin(
                 STOPPED_EARLY,
                 "the server does not say how many tokens it bills, so --budget can't be kept: leave it out",
             )
 
     @property
-    def _billed(self) -> int:
-        return self._stats.billed_prompt + self._stats.billed_completion
+    def _billed(self) -> float:
+        return self._stats.expense(self._stats.billed)
 
     @property
     def _is_used_up(self) -> bool:
-        return self._billed >= self._tokens
+        return self._billed >= self._most
 
     def _has_room(self, body_bytes: int) -> bool:
-        mean = self._billed / self._completions if self._completions else body_bytes / TOKEN_BYTES
-        return self._billed + self._under_way * mean < self._tokens
+        if self._completions:
+            mean = self._billed / self._completions
+        else:
+            mean = self._stats.expense(Usage(body_bytes // TOKEN_BYTES))
+        return self._billed + self._under_way * mean < self._most

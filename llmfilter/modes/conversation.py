@@ -100,7 +100,7 @@ class Conversation:
         await budget.take(len(body))
         try:
             completion = await self._client.send(body, attempts)
-            budget.count(completion.prompt_tokens + completion.completion_tokens)
+            budget.count(completion.usage)
         finally:
             budget.free()
         return completion

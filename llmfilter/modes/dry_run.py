@@ -10,8 +10,8 @@ from llmfilter.errors import RowError
 from llmfilter.jsontext import parse_json
 from llmfilter.modes.budget import TOKEN_BYTES
 from llmfilter.modes.preview import Tally
-from llmfilter.stats import Stats
-from llmfilter.words import counted, short
+from llmfilter.stats import Stats, Usage
+from llmfilter.words import counted, money, short
 
 # "How to count tokens", in OpenAI's cookbook.
 _MESSAGE_TOKENS = 4
@@ -21,12 +21,14 @@ _REPLY_TOKENS = 3
 class DryRun:
     """Prints each body, and says about what the prompts cost.
 
-    budget: the tokens of `--budget`, if it was given.
+    stats: tells the price of tokens, and what the cache's answers had cost.
+    budget: of `--budget`, if it was given.
     is_streaming: whether streams will be asked for.
     """
 
-    def __init__(self, tally: Tally, budget: int | None, is_streaming: bool) -> None:
+    def __init__(self, tally: Tally, stats: Stats, budget: float | None, is_streaming: bool) -> None:
         self._tally = tally
+        self._stats = stats
         self._budget = budget
         self._is_streaming = is_streaming
         self._tokens = self._attachments = self._within = 0
@@ -34,7 +36,7 @@ class DryRun:
     def line(self, key: bytes, body: bytes, found: bytes | RowError | None) -> bytes:
         """As in Printer."""
         if not isinstance(found, bytes) and self._tally.is_new(key):
-            self._within += self._budget is not None and self._tokens < self._budget
+            self._within += self._budget is not None and self._expense < self._budget
             tokens, attachments = measure(body)
             self._tokens += tokens
             self._attachments += attachments
@@ -48,13 +50,35 @@ class DryRun:
         said.append(f"about {short(self._tokens)} prompt tokens, at {TOKEN_BYTES} bytes of text each")
         if self._attachments:
             said[-1] += f"; beside them pictures or files ({self._attachments:,}), which only the server can count"
+        said += self._whole()
         if self._budget is not None:
-            said.append(f"--budget {self._budget}: {self._judge(self._budget)}")
+            said.append(f"--budget {self._budget:.15g}: {self._judge(self._budget)}")
         return said
 
-    def _judge(self, budget: int) -> str:
-        if self._tokens < budget:
-            return f"it covers all prompts, and leaves about {short(budget - self._tokens)} tokens for the answers"
+    @property
+    def _expense(self) -> float:
+        """What the prompts cost so far."""
+        return self._stats.expense(Usage(self._tokens))
+
+    def _whole(self) -> list[str]:
+        """Return about what all of it costs, as far as that can be told."""
+        stats, said = self._stats, []
+        prompts = Usage(self._tokens)
+        if stats.price:
+            said.append(f"the prompts cost about {money(stats.price.cost(prompts))}")
+        if stats.cached:
+            answers = round(self._tally.new * stats.saved.completion / stats.cached)
+            whole = prompts._replace(completion=answers)
+            cost = f", and all costs about {money(stats.price.cost(whole))}" if stats.price else ""
+            basis = counted(stats.cached, "answer")
+            said.append(f"their answers have about {short(answers)} tokens{cost}: by {basis} in the cache")
+        return said
+
+    def _judge(self, budget: float) -> str:
+        if self._expense < budget:
+            left = budget - self._expense
+            rest = money(left) if self._stats.price else f"{short(round(left))} tokens"
+            return f"it covers all prompts, and leaves about {rest} for the answers"
         return f"the prompts alone use it up after about {counted(self._within, 'request')}, with the answers sooner"
 
 

@@ -73,7 +73,7 @@ class FromBatch:
         for key, completion in results:
             (stored,) = cache.find([key])
             if key in new or key in self._storing or (stored and is_whole(key, stored)):
-                stats.count_replays(1, completion.prompt_tokens, completion.completion_tokens)
+                stats.count_replays(1, completion.usage)
             else:
                 new[key] = completion
         self._storing |= new.keys()
@@ -84,8 +84,8 @@ class FromBatch:
         if not are_stored:
             return self._run.stop_early("what came back can't be stored")
         stats.asked += len(new)
-        stats.billed_prompt += sum(completion.prompt_tokens for completion in new.values())
-        stats.billed_completion += sum(completion.completion_tokens for completion in new.values())
+        for completion in new.values():
+            stats.billed = stats.billed.plus(completion.usage)
         return None
 
     def under_way(self) -> UnderWay:

@@ -8,7 +8,7 @@ from llmfilter.output.bar import Bar, meter
 from llmfilter.output.terminal import CLEAR, Terminal
 from llmfilter.output.writer import Write
 from llmfilter.stats import Snapshot, Stats
-from llmfilter.words import counted, duration, short
+from llmfilter.words import counted, duration, money, short
 from llmfilter.worker import start_thread
 
 START_S = 0.5  # a short run needs no bar
@@ -107,13 +107,17 @@ class Progress:
         return self._left() if self._look().is_ending else self._running()
 
     def _left(self) -> list[str]:
-        stats, now = self._stats, self._look()
+        now = self._look()
         doing = (
             f"finishing {counted(now.under_way.at_server, 'request')}"
             if now.under_way.at_server
             else "writing what is left"
         )
-        return [doing, counted(self._done, "row"), f"{short(stats.billed_prompt + stats.billed_completion)} tokens"]
+        return [doing, counted(self._done, "row"), self._spent()]
+
+    def _spent(self) -> str:
+        stats = self._stats
+        return f"cost {money(stats.price.cost(stats.billed))}" if stats.price else f"{short(stats.billed.total)} tokens"
 
     def _running(self) -> list[str]:
         stats, now = self._stats, self._look()
@@ -130,6 +134,8 @@ class Progress:
         said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
+        if stats.price:
+            said.append(self._spent())
         said.append(
             f"{now.under_way.at_server:,} in flight" if now.under_way.waits_s < WAITS_S else "waiting for the server"
         )
@@ -137,7 +143,8 @@ class Progress:
             said.append(f"limit {now.under_way.limit}")
         if stats.cached:
             said.append(f"{stats.cached:,} from cache")
-        said.append(f"{short(stats.billed_prompt + stats.billed_completion)} tokens")
+        if not stats.price:
+            said.append(self._spent())
         return said
 
     def line(self) -> str:
@@ -159,16 +166,19 @@ class Progress:
 
 
 def summary(stats: Stats) -> list[str]:
-    """Return what a run did in two lines, its costs first."""
+    """Return what a run did in two lines or three, its costs first."""
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in stats.by_kind.most_common())
     failed = f", {stats.failed:,} failed ({kinds})" if stats.failed else ""
     unfinished = stats.rows - stats.answered - stats.failed
     left = f", {unfinished:,} left" if unfinished else ""
-    billed = stats.billed_prompt + stats.billed_completion
-    saved = stats.saved_prompt + stats.saved_completion
+    billed, saved, price = stats.billed, stats.saved, stats.price
+    costs = [f"cost {money(price.cost(billed))}, saved {money(price.cost(saved))}"] if price else []
+    if billed.cached:
+        costs.append(f"{billed.cached / billed.prompt:.0%} of the prompt tokens were in the server's cache")
     return [
-        f"{short(billed)} tokens billed ({short(stats.billed_prompt)} in, {short(stats.billed_completion)} out), "
-        f"{short(saved)} saved by the cache",
+        *(["; ".join(costs)] if costs else []),
+        f"{short(billed.total)} tokens billed ({short(billed.prompt)} in, {short(billed.completion)} out), "
+        f"{short(saved.total)} saved by the cache",
         f"{counted(stats.rows, 'row')} in {duration(stats.seconds)}: "
         f"{stats.answered:,} answered ({stats.cached:,} from the cache){failed}{left}",
     ]

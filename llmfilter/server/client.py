@@ -4,7 +4,6 @@ Whatever a server says in an error passes `clean` before it is printed: secrets 
 line. An answer is never altered, also where it is shown to the model again.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -97,9 +96,7 @@ class Client:
                 self.limit.release(ticket)
                 raise
         self._note_answer(ticket)
-        self.stats.answer_s.add(asyncio.get_running_loop().time() - ticket.sent_at)
-        self.stats.billed_prompt += completion.prompt_tokens
-        self.stats.billed_completion += completion.completion_tokens
+        self.stats.billed = self.stats.billed.plus(completion.usage)
         if completion.notice and completion.notice not in self._noticed:
             self._noticed.add(completion.notice)
             self._say(completion.notice)

@@ -1,23 +1,22 @@
-"""stats: what is counted in bounded memory."""
+"""stats: what tokens cost."""
 
-import math
+import pytest
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from llmfilter.stats import Histogram
+from llmfilter.stats import Price, Stats, Usage
 
 
-@given(st.lists(st.floats(0.0001, 10_000), min_size=1), st.sampled_from([0.5, 0.95]))
-def test_a_quantile_is_right_within_a_bucket(durations: list[float], fraction: float) -> None:
-    histogram = Histogram()
-    for seconds in durations:
-        histogram.add(seconds)
-    exact = sorted(durations)[math.ceil(fraction * len(durations)) - 1]
-    found = histogram.quantile(fraction)
-    assert found is not None
-    assert abs(found - exact) <= 0.011 * exact + 0.0001
+@pytest.mark.parametrize(
+    ("price", "usage", "cost"),
+    [
+        (Price(1, 10, 1), Usage(1_000_000, 100_000), 2),
+        (Price(1, 10, 0.1), Usage(1_000_000, 0, 900_000), 0.19),
+        (Price(0, 0, 0), Usage(5, 5, 5), 0),
+    ],
+)
+def test_cached_tokens_of_a_prompt_have_their_own_price(price: Price, usage: Usage, cost: float) -> None:
+    assert price.cost(usage) == pytest.approx(cost)
+    assert Stats(price=price).expense(usage) == pytest.approx(cost)
 
 
-def test_of_nothing_there_is_no_quantile() -> None:
-    assert Histogram().quantile(0.5) is None
+def test_without_a_price_tokens_are_counted() -> None:
+    assert Stats().expense(Usage(5, 6, 4)) == 11

@@ -38,6 +38,7 @@ def test_a_dry_run_prints_the_bodies_sends_nothing_and_needs_no_key(program: Pro
     assert dry.said == [
         "llmfilter: 8 rows: 3 answered by the cache, 2 failed, 2 requests to be sent, 1 equal to one before",
         "llmfilter: about 14 prompt tokens, at 4 bytes of text each",
+        "llmfilter: their answers have about 6 tokens: by 3 answers in the cache",
     ]
     assert dry.status == 1
     assert len(server.requests) == 3

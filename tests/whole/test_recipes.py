@@ -77,6 +77,7 @@ def test_rows_that_fail(line: str, shell: Shell, server: Server) -> None:
     "llmfilter -p prompt.md < data.jsonl > out.jsonl 2> errors.jsonl",
     "llmfilter --rpm 500 ",
     "llmfilter --budget 1000000 ",
+    "llmfilter --price 0.15,0.60,0.075 --budget ",
     "llmfilter -o service_tier=flex ",
     "llmfilter --stream ",
     "cat data.jsonl | llmfilter ",
@@ -98,6 +99,14 @@ def test_the_budget_ends_a_run(line: str, shell: Shell, server: Server) -> None:
     run = shell.run(line)
     assert run.status == 3
     assert len(server.requests) <= JOBS
+
+
+@runs("llmfilter --price 0.15,0.60,0.075 -p ")
+def test_what_it_will_cost(line: str, shell: Shell, server: Server) -> None:
+    shell.write("data.jsonl", rows(range(5)))
+    run = shell.run(line)
+    assert (run.status, server.requests) == (0, [])
+    assert "the prompts cost about 0.0000" in run.said[-1]
 
 
 @runs("llmfilter -k ")

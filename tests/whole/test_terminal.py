@@ -533,7 +533,7 @@ def test_stats_are_complete_after_a_signal(program: Programs, server: Server, si
     stats = read_stats(program)
     answered = 1 if signals == 2 else 3
     assert (stats["answered"], stats["requests"], stats["failed"]) == (answered, 3, 0)
-    assert stats["tokens"]["billed"] == {"prompt": 7 * answered, "completion": 3 * answered}
+    assert stats["tokens"]["billed"] == {"prompt": 7 * answered, "cached_prompt": 0, "completion": 3 * answered}
 
 
 def test_stats_are_complete_when_the_server_refuses_the_run(program: Programs, server: Server) -> None:
@@ -558,5 +558,3 @@ def test_stats_say_what_tells_the_server_s_limits(program: Programs, server: Ser
     program.run(*ASK, "-j", "2", "--stats", "stats.json", input=rows(range(3)))
     stats = read_stats(program)
     assert (stats["refusals"], stats["limit"]) == (1, "1 at a time")
-    assert 0 <= stats["answer_seconds"]["median"] <= stats["answer_seconds"]["p95"] < 30
-    assert stats["tokens_per_second"]["completion"] > 0

@@ -359,8 +359,6 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
     program.run(*ASK, "--stats", "stats.json", input=rows([1, 2, 2]) + b"\nno record\n")
     stats = json.loads((program.folder / "stats.json").read_bytes())
     assert stats.pop("seconds") > 0
-    assert stats.pop("tokens_per_second")["prompt"] > 0
-    assert 0 < stats.pop("answer_seconds")["median"] < 30
     assert stats == {
         "rows": 4,
         "answered": 3,
@@ -375,5 +373,8 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
         "reasked": 0,
         "refusals": 0,
         "limit": None,
-        "tokens": {"billed": {"prompt": 7, "completion": 3}, "saved": {"prompt": 14, "completion": 6}},
+        "tokens": {
+            "billed": {"prompt": 7, "cached_prompt": 0, "completion": 3},
+            "saved": {"prompt": 14, "cached_prompt": 0, "completion": 6},
+        },
     }

@@ -26,7 +26,7 @@ def body_of(message: dict[str, Any], ascii_only: bool = True, **beside: Any) -> 
 
 def unpack(stored: bytes) -> tuple[str, int, int]:
     assert is_whole(KEY, stored)
-    *_, keys_end, start, end, prompt_tokens, completion_tokens = HEADER.unpack_from(stored)
+    *_, keys_end, start, end, prompt_tokens, completion_tokens, _ = HEADER.unpack_from(stored)
     return parse_content(stored, keys_end, start, end)[0], prompt_tokens, completion_tokens
 
 
@@ -43,7 +43,7 @@ def test_a_stored_completion_reads_back(text: str, ascii_only: bool, prompt: int
     stored = pack(KEY, fresh)
     assert stored.endswith(body)
     replay = unpack(stored)
-    assert replay == (fresh.content, fresh.prompt_tokens, fresh.completion_tokens)
+    assert replay == (fresh.content, *fresh.usage[:2])
     assert replay[1:] == (prompt, completion)
 
 
@@ -69,7 +69,25 @@ def test_a_stored_completion_of_parts_reads_back() -> None:
 )
 def test_tokens_count_only_where_the_server_counts_them(usage: Any, tokens: tuple[int, int]) -> None:
     found = parse_completion(body_of({"content": "{}"}, usage=usage))
-    assert (found.prompt_tokens, found.completion_tokens) == tokens
+    assert found.usage == (*tokens, 0)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 20}, (7, 13, 0)),  # xAI, Gemini: reasoning
+        ({"total_tokens": 20}, (0, 20, 0)),
+        ({"prompt_tokens": 135.0, "completion_tokens": 3.0}, (135, 3, 0)),
+        ({"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}, (9, 3, 8)),
+        ({"prompt_tokens": 9, "completion_tokens": 3, "prompt_cache_hit_tokens": 6}, (9, 3, 6)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"audio": 1}, "prompt_cache_hit_tokens": 6}, (9, 0, 6)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": None}, (9, 0, 0)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 10}}, (9, 0, 9)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": "8"}}, (9, 0, 0)),
+    ],
+)
+def test_each_dialect_of_usage_is_understood(usage: Any, tokens: tuple[int, int, int]) -> None:
+    assert parse_completion(body_of({"content": "{}"}, usage=usage)).usage == tokens
 
 
 @settings(deadline=None, max_examples=300)

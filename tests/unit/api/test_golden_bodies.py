@@ -71,7 +71,7 @@ def judge(case: Case) -> str:
         completion = parse_completion(case.body)
     except Faulty as fault:
         return describe(classify_hidden(fault.document) or fault)
-    billed = (completion.prompt_tokens, completion.completion_tokens)
+    billed = completion.usage[:2]
     tokens = "\ntokens {} + {}".format(*billed) if any(billed) else ""
     if completion.fault:
         return describe(completion.fault) + tokens

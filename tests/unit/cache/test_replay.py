@@ -15,7 +15,7 @@ from llmfilter.cache.replay import Replay
 from llmfilter.cache.stored import pack
 from llmfilter.errors import RowError
 from llmfilter.jsontext import Row, parse_json, splice
-from llmfilter.stats import Stats
+from llmfilter.stats import Stats, Usage
 
 KEY = bytes(32)
 ROW = (1, b'{"c":1}', {"c": 1})
@@ -69,7 +69,7 @@ def test_it_is_the_line_of_the_first_time(
 def check_replay(replayed: bytes | RowError | None, line: bytes | None, stats: Stats) -> None:
     assert (None if isinstance(replayed, RowError) else replayed) == line
     counted = (1, 1, 5, 3) if line else (0, 0, 0, 0)
-    assert (stats.answered, stats.cached, stats.saved_prompt, stats.saved_completion) == counted
+    assert (stats.answered, stats.cached, *stats.saved[:2]) == counted
 
 
 @pytest.mark.parametrize("size", range(60))
@@ -81,7 +81,7 @@ def test_what_is_cut_off_is_a_miss(size: int) -> None:
 
 def store(version: int, *fields: int, rest: bytes) -> bytes:
     """What a version has stored under KEY."""
-    stored = struct.pack("<BHIIII", version, *fields) + rest
+    stored = struct.pack(f"<BH{len(fields) - 1}I", version, *fields) + rest
     return adler32(stored, adler32(KEY)).to_bytes(4, "little") + stored
 
 
@@ -89,9 +89,20 @@ def test_what_is_stored_can_always_be_read() -> None:
     """If this fails, everybody pays again for what is in their caches."""
     body = b'{"choices":[{"message":{"content":"{\\"a\\":1}"},"finish_reason":"stop"}]}'
     stored = store(4, 23 + 5, 28 + 34, 28 + 45, 5, 3, rest=b'["a"]' + body)
-    assert pack(KEY, Completion(body, '{"a":1}', 5, 3), (b'{"a":1}', {"a": 1})) == stored
+    assert pack(KEY, Completion(body, '{"a":1}', Usage(5, 3)), (b'{"a":1}', {"a": 1})) == stored
     for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
         assert replay(Replay(checks, Stats()), ROW, KEY, stored) == line
+
+
+def test_what_is_stored_with_cached_tokens_can_always_be_read() -> None:
+    """A body without them is stored as ever, so that older programs on the same cache can read it."""
+    body = b'{"choices":[{"message":{"content":"{\\"a\\":1}"},"finish_reason":"stop"}]}'
+    stored = store(5, 27 + 5, 32 + 34, 32 + 45, 5, 3, 4, rest=b'["a"]' + body)
+    assert pack(KEY, Completion(body, '{"a":1}', Usage(5, 3, 4)), (b'{"a":1}', {"a": 1})) == stored
+    for checks, line in ((Checks(), b'{"c":1,"a":1}\n'), (Checks(key="b"), b'{"c":1,"b":{"a":1}}\n')):
+        stats = Stats()
+        assert replay(Replay(checks, stats), ROW, KEY, stored) == line
+        assert stats.saved == (5, 3, 4)
 
 
 def test_what_another_version_has_stored_is_a_miss() -> None:

@@ -9,7 +9,7 @@ from simulated import run
 
 from llmfilter.ending import Ending
 from llmfilter.modes.budget import Budget
-from llmfilter.stats import Stats
+from llmfilter.stats import Stats, Usage
 from llmfilter.worker import Change
 
 sends = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30)
@@ -37,15 +37,15 @@ def test_at_equal_costs_it_is_just_used_up_beyond_a_first_burst(
                         return
                     await asyncio.sleep(seconds)
                     if not fails:
-                        stats.billed_prompt += cost
-                        budget.count(cost)
+                        stats.billed = stats.billed.plus(Usage(cost))
+                        budget.count(Usage(cost))
                 finally:
                     budget.free()
 
         async with asyncio.timeout(1e6):  # of the virtual clock
             await asyncio.gather(*[work() for _ in range(jobs)])
         assert ending.stop and "--budget are used up" in (ending.stop.reason or "")
-        assert tokens <= stats.billed_prompt <= cost * max(jobs, math.ceil(tokens / cost))
+        assert tokens <= stats.billed.prompt <= cost * max(jobs, math.ceil(tokens / cost))
 
     if not all(fails for _, fails in sends):
         run(main())
@@ -56,8 +56,8 @@ def test_who_waits_for_room_goes_on_once_the_run_is_over() -> None:
         stats, changed, ending = Stats(), Change(), Ending()
         budget = Budget(10, stats, changed, ending)
         await budget.take(8)
-        stats.billed_completion += 6
-        budget.count(6)
+        stats.billed = Usage(0, 6)
+        budget.count(stats.billed)
         waiting = asyncio.create_task(budget.take(8))  # 6 and twice 6 would be too many
         await asyncio.sleep(1)
         assert not waiting.done()

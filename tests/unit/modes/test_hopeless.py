@@ -7,7 +7,7 @@ import pytest
 from llmfilter.api.faults import ModelMissing
 from llmfilter.errors import Faulty, Retryable, RowError, RunError
 from llmfilter.modes.hopeless import REJECTED_MOST, Hopeless
-from llmfilter.stats import Stats
+from llmfilter.stats import Stats, Usage
 
 Event = Callable[[Hopeless, Stats], None]
 NETWORK = Retryable("network", "connection refused")
@@ -32,7 +32,7 @@ def send(breaker: Hopeless, stats: Stats) -> None:
 
 
 def replay(breaker: Hopeless, stats: Stats) -> None:
-    stats.count_replays(1, 1, 1)
+    stats.count_replays(1, Usage(1, 1))
 
 
 def succeed(breaker: Hopeless, stats: Stats) -> None:

@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmfilter.output.progress import summary
-from llmfilter.stats import Stats
-from llmfilter.words import counted, duration, short
+from llmfilter.stats import Price, Stats, Usage
+from llmfilter.words import counted, duration, money, short
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,30 @@ def test_one_is_singular(number: int, shown: str) -> None:
     assert counted(number, "row") == shown
 
 
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        (0, "0.00"),
+        (0.0000123, "0.000012"),
+        (0.0123, "0.0123"),
+        (0.5, "0.5000"),
+        (1.2, "1.20"),
+        (12_345.678, "12,345.68"),
+    ],
+)
+def test_money_is_shown_to_the_cent_or_to_what_is_there(amount: float, shown: str) -> None:
+    assert money(amount) == shown
+
+
+def test_with_a_price_or_a_server_s_cache_a_summary_says_so_first() -> None:
+    stats = Stats(billed=Usage(1_000_000, 100_000, 640_000), saved=Usage(500_000, 1000), price=Price(2, 10, 0.5))
+    assert summary(stats)[0] == "cost 2.04, saved 1.01; 64% of the prompt tokens were in the server's cache"
+    stats.price = None
+    assert summary(stats)[0] == "64% of the prompt tokens were in the server's cache"
+
+
 def test_a_summary_tells_the_costs_and_then_what_became_of_the_rows() -> None:
-    stats = Stats(rows=1, asked=1, billed_prompt=700, billed_completion=30, started_at=time.monotonic() - 7.5)
+    stats = Stats(rows=1, asked=1, billed=Usage(700, 30), started_at=time.monotonic() - 7.5)
     assert summary(stats) == [
         "730 tokens billed (700 in, 30 out), 0 saved by the cache",
         "1 row in 0:07: 1 answered (0 from the cache)",
@@ -67,9 +89,8 @@ def test_a_summary_tells_the_costs_and_then_what_became_of_the_rows() -> None:
         asked=1500,
         cached=1000,
         by_kind=Counter({"http": 1, "invalid": 9}),
-        billed_prompt=1_000_000,
-        billed_completion=20_000,
-        saved_prompt=30_000,
+        billed=Usage(1_000_000, 20_000),
+        saved=Usage(30_000),
         started_at=time.monotonic() - 3700.5,
     )
     assert summary(stats) == [

@@ -23,13 +23,16 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _LINE_BREAK = re.compile(r"[\r\n][ \t\r\n]*")
 
 
+_DIGITS_MOST = 4_300  # of an integer (sys.int_info.default_max_str_digits)
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
 def _number(text: str) -> Any:
-    """Return a number as orjson reads it; a Decimal where a float can't hold it, its text where not even that can."""
-    if len(text) < 19 and text.lstrip("-").isdigit():
+    """Return a number: an int as far as Python reads one, a Decimal where a float can't hold it, or infinity."""
+    if len(text) <= _DIGITS_MOST and text.lstrip("-").isdigit():
         return int(text)
     value = float(text)
     if math.isfinite(value):
@@ -39,7 +42,7 @@ def _number(text: str) -> Any:
     try:
         return Decimal(text)
     except InvalidOperation:  # an exponent of 19 digits
-        return text
+        return value
 
 
 _decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)

@@ -54,7 +54,7 @@ class Checks:
         text, value = extract(content)
         if self.takes_any:
             return text, value
-        self._check(value, content)
+        self._check(text, value, content)
         if self._fields and len(value) > len(self._fields):
             text = join([part for part in members(text) if part[0] in self._fields])
             value = dict.fromkeys(self._fields)
@@ -87,10 +87,10 @@ class Checks:
         member, keys = _under(self.response, one_line(body.decode()))
         return splice(*answer, member, keys)[:-1], {**answer[1], **keys}
 
-    def _check(self, value: dict[str, Any], content: str) -> None:
+    def _check(self, text: bytes, value: dict[str, Any], content: str) -> None:
         missing = [name for name in self._fields if name not in value]
         faults = [f"the key {name!r} is missing{did_you_mean(name, value, '{!r}')}" for name in missing]
-        against = self._schema.faults(value) if self._schema else []
+        against = self._schema.faults(value, text) if self._schema else []
         if faults or against:
             make = RowError if against else Incomplete
             raise make("invalid", "; ".join([*faults, *against][:_FAULTS_MOST]), raw=content)

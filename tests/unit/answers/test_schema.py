@@ -287,3 +287,78 @@ TEXT = {"type": "string"}
 )
 def test_strict_needs_every_object_closed_and_complete(schema: dict[str, Any], allowed: bool) -> None:
     assert allows_strict(schema) is allowed
+
+
+# Nothing in a schema reaches network or disk
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"properties": {"a": {"$ref": "http://127.0.0.1:9/a.json"}}}, "bundle it into $defs"),
+        ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, "bundle it into $defs"),
+        ({"properties": {"a": {"$ref": "other.json#/a"}}}, "bundle it into $defs"),
+        ({"$id": "http://a.test/b", "properties": {"a": {"$ref": "c"}}}, "bundle it into $defs"),
+        ({"properties": {"a": {"$dynamicRef": "http://127.0.0.1:9/#x"}}}, "bundle it into $defs"),
+        ({"$schema": "http://127.0.0.1:9/meta.json", "type": "object"}, "is no draft of JSON Schema"),
+        ({"properties": {"a": {"$ref": "#/$defs/Foo<T>"}}, "$defs": {"Foo<T>": {"type": "string"}}}, "%3C"),
+        ({"properties": {"a": {"type": "string", "nullable": True}}}, '{"type": ["string", "null"]}'),
+    ],
+)
+def test_what_reaches_beyond_a_schema_or_means_nothing_is_refused(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make(schema)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"},
+        {"$id": "http://a.test/b", "properties": {"a": {"$ref": "http://a.test/b#/$defs/x"}}, "$defs": {"x": {}}},
+        {"$id": "http://a.test/b", "properties": {"a": {"$ref": "c"}}, "$defs": {"x": {"$id": "c", "type": "string"}}},
+        {"properties": {"nullable": {"type": "boolean"}, "$ref": {"type": "string"}}},
+        {"properties": {"a": {"$ref": "#"}}},
+        {"properties": {"a": {"$ref": "#/$defs/Foo%3CT%3E"}}, "$defs": {"Foo<T>": {"type": "string"}}},
+    ],
+)
+def test_what_stays_within_a_schema_is_taken(schema: dict[str, Any]) -> None:
+    make(schema)
+
+
+def test_formats_are_checked() -> None:
+    (fault,) = make({"properties": {"day": {"type": "string", "format": "date"}}}).faults({"day": "yesterday"})
+    assert "date" in fault
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    defs: dict[str, Any] = {f"l{level}": {"anyOf": [{"$ref": f"#/$defs/l{level + 1}"}] * 2} for level in range(levels)}
+    return {"properties": {"a": {"$ref": "#/$defs/l0"}}, "$defs": {**defs, f"l{levels}": {"type": "integer"}}}
+
+
+def test_references_that_double_are_refused_before_they_take_minutes() -> None:
+    with pytest.raises(UsageError, match="references that double"):
+        make(doubling(30))
+    make(doubling(5))
+
+
+def test_numbers_beyond_64_bits_are_sent_and_checked_exactly() -> None:
+    large = 12345678901234567890123
+    schema = make({"type": "object", "properties": {"n": {"enum": [large]}}})
+    assert str(large).encode() in orjson.dumps(schema.response_format())
+    assert not schema.faults({"n": float(large)}, b'{"n":%d}' % large)
+    assert schema.faults({"n": float(large)}, b'{"n":%d}' % (large + 1))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [{"oneOf": [{"type": "string"}]}, {"$ref": "#/$defs/x", "description": "x"}, {"not": {"type": "null"}}],
+)
+def test_strict_mode_is_not_asked_for_what_it_refuses(inner: dict[str, Any]) -> None:
+    assert not allows_strict({"type": "object", "properties": {"a": inner}, "required": ["a"], **CLOSED})
+    assert (
+        "strict" not in make({"$ref": "#/$defs/x", "$defs": {"x": {"type": "object"}}}).response_format()["json_schema"]
+    )
+
+
+CLOSED = {"additionalProperties": False}

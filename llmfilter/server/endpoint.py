@@ -2,9 +2,10 @@
 
 import ipaddress
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from llmfilter import __version__
 from llmfilter.errors import UsageError
@@ -12,12 +13,16 @@ from llmfilter.errors import UsageError
 OPENAI = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
 _AUTHORITY_END = re.compile(r"[/?#]")
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", re.ASCII)  # $5 is a price
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 # Shorter ones are dummies ("none", "EMPTY") and words of ordinary messages; masking would garble those.
 _SECRET_BYTES_LEAST = 8
+# What was typed is a secret by the name of its header or parameter, or by its looks.
+_SECRET_NAME = re.compile(r"auth|cookie|key|pass|secret|sig|token", re.IGNORECASE)
+_SECRET_LOOKS = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])[\w.~+/=-]{20,}|sk-[\w-]{5,}")
 _MASKED = b"[masked]"
 _OURS = {"User-Agent": f"llmfilter/{__version__}", "Content-Type": "application/json", "Accept-Encoding": "identity"}
+_AUTHORIZING = {"authorization", "api-key"}  # with one of these no key is needed, and none is added
 _FRAMING = ("content-length", "transfer-encoding")
 
 
@@ -45,14 +50,13 @@ def make_endpoint(
     """Return the endpoint for `-u`, `-H` and the environment; raise UsageError naming what is wrong."""
     source = "-u" if base_url else "$OPENAI_BASE_URL"
     parts = _split(base_url or environ.get("OPENAI_BASE_URL") or OPENAI, source)
-    secrets: list[str] = []
+    secrets = _typed_secrets(parse_qsl(parts.query))
     headers = [_expand(typed, environ, secrets) for typed in typed_headers]
     names = {name.lower(): name for name, _ in headers}
     ours = [(name, value) for name, value in _OURS.items() if name.lower() not in names]
-    key = environ.get("OPENAI_API_KEY", "").strip()
-    if not {"authorization", "api-key"} & names.keys():
+    if not _AUTHORIZING & names.keys():
+        key = _key(environ)
         if key:
-            _check_value("$OPENAI_API_KEY", key)
             ours.append(("Authorization", f"Bearer {key}"))
             secrets.append(key)
         elif needs_key and not is_loopback(parts.hostname or ""):
@@ -61,14 +65,14 @@ def make_endpoint(
             )
     proxy = _proxy(parts, environ)
     if proxy and (password := urlsplit(proxy).password):
-        secrets.append(unquote(password))
+        secrets += [unquote(password), password]
     base = parts._replace(path=parts.path.removesuffix(_PATH))
     return Endpoint(
         base._replace(path=base.path + _PATH).geturl(),
         base._replace(path=base.path + "/models").geturl(),
         # In one spelling each: aiohttp's session takes another for one that replaces the first.
         (*ours, *((names[name.lower()], value) for name, value in headers)),
-        Mask([secret for secret in secrets if len(secret) >= _SECRET_BYTES_LEAST]),
+        Mask(_parts_of(secrets)),
         proxy,
     )
 
@@ -100,6 +104,29 @@ def _spellings(char: str) -> str:
     return rf"(?:\\*{re.escape(char)}|\\+u(?i:{ord(char):04x}))"
 
 
+def _key(environ: Mapping[str, str]) -> str:
+    key = environ.get("OPENAI_API_KEY", "").strip()
+    _check_value("$OPENAI_API_KEY", key)
+    if re.match(r"bearer\s", key, re.IGNORECASE):
+        raise UsageError("$OPENAI_API_KEY begins with the word Bearer, which llmfilter adds itself: leave it out there")
+    return key
+
+
+def _typed_secrets(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what is a credential of names and values that were typed."""
+    return [
+        secret
+        for name, value in pairs
+        for secret in ([value] if _SECRET_NAME.search(name) else _SECRET_LOOKS.findall(value))
+    ]
+
+
+def _parts_of(secrets: Sequence[str]) -> list[str]:
+    """Return secrets, and their words, since a server may echo a key without its `Bearer`; the longest first."""
+    words = [word.strip() for secret in secrets for word in (secret, *re.split(r"[\s,;=]+", secret))]
+    return sorted({word for word in words if len(word) >= _SECRET_BYTES_LEAST}, key=lambda word: (-len(word), word))
+
+
 def _split(url: str, source: str) -> SplitResult:
     if "@" in _AUTHORITY_END.split(url.partition("//")[2] or url)[0]:
         raise UsageError(f"{source}: no user or password in a URL; give -H 'Authorization: Basic $MY_SECRET'")
@@ -125,17 +152,19 @@ def _check_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine."""
+    """Return whether a host is this machine, in any spelling that a resolver takes: 127.1, 0.0.0.0, localhost. too."""
+    host = host.removesuffix(".")
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        address = ipaddress.ip_address(host if ":" in host else socket.inet_aton(host))
+    except (OSError, ValueError):
         return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified  # Linux takes the latter for itself
 
 
 def _expand(typed: str, environ: Mapping[str, str], secrets: list[str]) -> tuple[str, str]:
     name, colon, value = typed.partition(":")
     if not colon or not _TOKEN.fullmatch(name):
-        raise UsageError(f"-H {name!r}: a header looks like 'Name: value'")
+        raise UsageError(f"-H {_SECRET_LOOKS.sub('[masked]', name)!r}: a header looks like 'Name: value'")
     if name.lower() in _FRAMING:
         raise UsageError(f"-H {name}: llmfilter sets this header itself; leave it out")
 
@@ -146,8 +175,11 @@ def _expand(typed: str, environ: Mapping[str, str], secrets: list[str]) -> tuple
         secrets.append(environ[variable].strip())
         return environ[variable]
 
+    secrets += _typed_secrets([(name, _VARIABLE.sub(" ", value))])
     value = _VARIABLE.sub(look_up, value).strip()
     _check_value(f"-H {name}", value)
+    if not value and name.lower() in _AUTHORIZING:
+        raise UsageError(f"-H {name}: the value is empty; give a variable that is set, in single quotes")
     return name, value
 
 

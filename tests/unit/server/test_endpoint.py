@@ -145,7 +145,14 @@ def test_a_host_may_end_with_a_dot_and_a_path_hold_an_at() -> None:
         ("127.8.8.8", True),
         ("::1", True),
         ("app.localhost", True),
-        ("0.0.0.0", False),
+        ("127.1", True),
+        ("2130706433", True),
+        ("0x7f.1", True),
+        ("localhost.", True),
+        ("127.0.0.1.", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("128.1", False),
         ("10.0.0.1", False),
         ("::2", False),
         ("localhost.example.com", False),
@@ -190,6 +197,7 @@ def test_a_header_that_authorizes_takes_the_keys_place(name: str) -> None:
         ("X-A: ${V}2-$W$W", "X-A", "val$W2-ww"),
         ("X-A: Bearer $V.$W", "X-A", "Bearer val$W.w"),
         ("X-A: 5$ $ ${} $-", "X-A", "5$ $ ${} $-"),
+        ("X-A: $5 ${5} $V", "X-A", "$5 ${5} val$W"),
         ("X-A: $PADDED", "X-A", "padded"),
         ("x!#$%&'*+-.^_`|~9: b", "x!#$%&'*+-.^_`|~9", "b"),
     ],
@@ -257,6 +265,53 @@ def test_a_mask_takes_any_text(text: str, key: str) -> None:
     masked = make("http://localhost", OPENAI_API_KEY=key).mask.text(text)
     masked.encode()
     assert KEY not in masked or not key
+
+
+BARE = "Zm9vYmFy-42"
+
+
+@pytest.mark.parametrize(
+    ("url", "typed", "environ"),
+    [
+        (None, ["Authorization: $AUTH"], {"AUTH": f"Bearer {BARE}"}),
+        (None, ["Authorization: Bearer $MINE"], {"MINE": BARE}),
+        (None, [f"Authorization: Bearer {BARE}"], {}),
+        (None, [f"x-api-key:{BARE}"], {}),
+        (None, [f"Cookie: session={BARE}; $REST"], {"REST": "theme=dark"}),
+        (None, ["X: a-sk-live $X"], {"X": f"one {BARE}"}),
+        (f"?api-version=2024-10-21&key={BARE}", [], {}),
+        (f"?access_token={BARE.replace('-', '%2D')}", [], {}),
+    ],
+)
+def test_a_bare_key_is_masked_wherever_it_came_from(url: str | None, typed: list[str], environ: dict[str, str]) -> None:
+    mask = make(f"http://localhost/v1{url or ''}", *typed, **environ).mask
+    assert mask(f"bad key {BARE}, sent Bearer {BARE}: api-version 2024-10-21".encode()) in (
+        b"bad key [masked], sent Bearer [masked]: api-version 2024-10-21",
+        b"bad key [masked], sent [masked]: api-version 2024-10-21",
+    )
+
+
+@pytest.mark.parametrize("secret", ["sk-4f3d2c1b", "gsk_0123456789abcdefghij", "eyJhbGciOi.eyJzdWIiOiIx.S5f6lKxw"])
+def test_what_looks_like_a_key_is_masked_in_any_header(secret: str) -> None:
+    assert secret not in make("http://localhost", f"X: {secret}").mask(f"no {secret}".encode()).decode()
+    assert secret not in complaint("http://localhost", f"Bearer {secret}")
+
+
+def test_ordinary_words_of_a_header_are_not_masked() -> None:
+    mask = make("http://localhost/v1?api-version=2024-10-21-preview", "X-Team: text-classification").mask
+    assert mask(b"no text-classification 2024-10-21-preview") == b"no text-classification 2024-10-21-preview"
+
+
+@pytest.mark.parametrize("key", ["Bearer sk-0123456789", "bearer\tsk-0123456789"])
+def test_a_key_with_the_word_bearer_is_refused_and_not_repeated(key: str) -> None:
+    message = complaint("http://localhost", OPENAI_API_KEY=key)
+    assert "$OPENAI_API_KEY begins with the word Bearer" in message or "control character" in message
+    assert "sk-" not in message
+
+
+@pytest.mark.parametrize("typed", ["Authorization:", "api-key: $EMPTY"])
+def test_an_empty_authorization_is_refused(typed: str) -> None:
+    assert "empty" in complaint("http://localhost", typed, EMPTY="")
 
 
 def test_an_endpoint_does_not_show_its_secrets() -> None:

@@ -1,15 +1,82 @@
-"""The command line: what may be typed, and the help that says so."""
+"""The command line: the help, which declares what may be typed, and what is said of all else."""
 
 import argparse
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from llmfilter import __version__
 from llmfilter.errors import UsageError
 from llmfilter.stats import Price
-from llmfilter.words import did_you_mean, printable
+from llmfilter.words import SAMPLES, did_you_mean, printable
+
+USAGE = "llmfilter [-p FILE] [option ...] < records.jsonl > answers.jsonl"
+
+DESCRIPTION = """\
+Run a language model over JSON lines: each record on stdin becomes one chat request, and
+goes to stdout with the parsed answer merged into it; what failed goes to stderr.
+"""
+
+# The declaration: an option with a word behind its name takes a value; one without is a switch.
+OPTIONS = """\
+prompt:
+  -p, --prompt FILE        user prompt; {field} is filled from each record (default: none, the
+                           record carries its own `messages`)
+  -s, --system TEXT        system prompt, or @FILE to read it from a file; may hold {field}s too
+
+server:
+  -m, --model NAME         model (default: $OPENAI_MODEL, else the server's only model)
+  -u, --base-url URL       server; a query string is kept, and a URL that ends in
+                           /chat/completions is taken as it is (default: $OPENAI_BASE_URL, else
+                           OpenAI's)
+  -o, --option KEY=VALUE   request field; VALUE is JSON, else text; {field} alone is that
+                           field's JSON from each record; null leaves it out (default:
+                           temperature=0)
+  -H, --header 'K: V'      extra header; $VAR in V comes from the environment. The key comes
+                           from $OPENAI_API_KEY; a server on this machine needs none
+
+answers:
+      --schema FILE        JSON Schema of the answers: asked of the server, and checked here
+  -f, --fields A,B         keep only these keys of the answer; all must be there
+      --as KEY             put the answer under KEY (default: merge it)
+      --text               plain-text answers, under --as (default: answer)
+      --response KEY       also put the server's whole response under KEY: log-probabilities,
+                           usage, reasoning
+      --reask N            on an unusable answer, show the model its answer and the fault, and
+                           ask again, N times (default: 1)
+
+run:
+  -j, --jobs N             most requests in flight (default: 32)
+  -k, --keep-order         output in input order (default: as they finish)
+  -r, --retries N          extra attempts after a fault; waiting out a rate limit uses none up
+                           (default: 5)
+      --timeout SECONDS    for one whole attempt (default: 600)
+      --stream             let the server send each answer piece by piece: for those that take
+                           longer than a proxy waits
+      --rpm N              requests a minute, at most (default: what the server bears)
+      --price IN,OUT[,CACHED]
+                           money for a million prompt, completion and cached prompt tokens: what
+                           is said of tokens is then said of money too
+      --budget N           end the run when so many tokens, of prompts and answers, have been
+                           billed in it, or with --price so much money; what is in flight then
+                           goes beyond
+      --cache DIR          folder of the answers paid for (default: $LLMFILTER_CACHE, else
+                           $XDG_CACHE_HOME/llmfilter)
+      --no-cache           look nothing up and store nothing
+
+other:
+  -n, --dry-run            print each request body; send nothing, need no key
+      --to-batch           print what the cache lacks as lines for a Batch API, each request
+                           once; send nothing, need no key
+      --from-batch         read the lines of a Batch API's results, and put the answers into the
+                           cache
+      --stats FILE         write the final counters as one JSON object
+  -q, --quiet              no bar and no summary (both only on a terminal)
+      --version            print the version
+  -h, --help               print this help
+"""
 
 EXAMPLES = """\
 examples:
@@ -32,33 +99,55 @@ exit status:
   141  the reader of stdout, or of stderr, has gone
 """
 
+HELP = f"usage: {USAGE}\n\n{DESCRIPTION}\n{OPTIONS}\n{EXAMPLES}\n{STATUSES}"
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help of one look on every Python version and terminal."""
+_GROUP = re.compile(r"^(\w+):\n((?: .*\n)+)", re.MULTILINE)
+_OPTION = re.compile(
+    r"^  (?:(?P<short>-\w), |    )(?P<long>--[\w-]+)(?: (?P<value>\S+(?: \S+)*))?"
+    r"(?:  +|\n +)(?P<help>.*\n(?: {9,}.*\n)*)",
+    re.MULTILINE,
+)
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27, width=96)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = ", ".join(action.option_strings)
-        if len(action.option_strings) == 1:
-            names = "    " + names
-        return names if action.nargs == 0 else f"{names} {action.metavar}"
+# What other programs call it → how it is said here.
+_WAYS = {
+    "--api-key --apikey --key --token": "the key comes from $OPENAI_API_KEY, or from -H 'api-key: $MY_KEY'",
+    "--concurrency --max-concurrency --workers --max-workers --num-workers --parallel --threads": "give -j N",
+    "--resume --continue --restart": "the same command again goes on where it was stopped",
+    "--limit --max-rows --max-samples --head": "head -n N data.jsonl | llmfilter ... takes only so many",
+    "--input --input-file --in --file --data --dataset -i": "records come on stdin, like < data.jsonl",
+    "--output --output-file --out --outfile": "answers go to stdout, like > out.jsonl",
+    "--retry --max-retries": "give -r N",
+    "--url --api-base --endpoint --host --server": "give -u URL",
+    "--system-prompt --system-message": "give -s TEXT, or -s @FILE",
+    "--samples --num-samples --n --best-of": f"for several samples of each row: {SAMPLES}",
+    "--cache-dir --cache-path": "give --cache DIR",
+    "--verbose --debug --progress -v": "kill -USR1 PID makes it say how far it is, --stats FILE what it did",
+    "--temperature --temp -t": "give -o temperature=NUMBER",
+    "--max-tokens --max-completion-tokens --max-new-tokens": "give -o max_tokens=N",
+}
 
 
 class _Parser(argparse.ArgumentParser):
-    color = False  # Python 3.14 would colour the help
+    def format_help(self) -> str:
+        return HELP
 
     def error(self, message: str) -> NoReturn:
         what, _, arguments = message.partition(": ")
         if what == "unrecognized arguments":
-            typed = arguments.partition(" ")[0].partition("=")[0]
-            if typed.startswith(("-", "–", "—")):  # some editors make dashes of two hyphens
-                hint = did_you_mean(typed, self._option_string_actions)
-                message += hint or "; a field of the request is given like -o max_tokens=500"
-            else:
-                message += ": records come on stdin, like < data.jsonl"
+            message = describe_unknown(arguments, self._option_string_actions)
         raise UsageError(f"{printable(message)} (see llmfilter --help)")
+
+
+def describe_unknown(arguments: str, known: Collection[str]) -> str:
+    """Return what to say of arguments that are none of ours; values are not repeated, since one may be a key."""
+    typed = arguments.partition(" ")[0].partition("=")[0]
+    if not typed.startswith(("-", "–", "—")):  # some editors make dashes of two hyphens
+        shown = f" {typed}" if re.fullmatch(r"[\w./-]+\.\w{1,8}", typed) else ""
+        return f"unrecognized argument{shown}: records come on stdin, like < data.jsonl"
+    name = typed.replace("_", "-")
+    way = next((f": {way}" for names, way in _WAYS.items() if name in names.split()), "")
+    hint = way or did_you_mean(name, known) or "; a field of the request is given like -o max_tokens=500"
+    return f"unrecognized option {typed}{hint}"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,180 +177,18 @@ class _Once(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; it raises UsageError instead of exiting."""
-    parser = _Parser(
-        prog="llmfilter",
-        usage="llmfilter [-p FILE] [option ...] < records.jsonl > answers.jsonl",
-        description="Run a language model over JSON lines: each record on stdin becomes one chat request, and\n"
-        "goes to stdout with the parsed answer merged into it; what failed goes to stderr.",
-        epilog=f"{EXAMPLES}\n{STATUSES}",
-        formatter_class=_Help,
-        allow_abbrev=False,
-        add_help=False,
-    )
+    """Return the parser that the help declares; it raises UsageError instead of exiting."""
+    parser = _Parser(prog="llmfilter", usage=USAGE, description=DESCRIPTION, allow_abbrev=False, add_help=False)
     parser.register("action", None, _Once)  # for options that name no other
-    _add_prompt(parser.add_argument_group("prompt"))
-    _add_server(parser.add_argument_group("server"))
-    _add_answers(parser.add_argument_group("answers"))
-    _add_run(parser.add_argument_group("run"))
-    _add_other(parser.add_argument_group("other"))
+    for title, options in _GROUP.findall(OPTIONS):
+        group = parser.add_argument_group(title)
+        for option in _OPTION.finditer(options):
+            names = [name for name in (option["short"], option["long"]) if name]
+            more = _MORE.get(option["long"], {} if option["value"] else {"action": "store_true"})
+            if option["value"]:
+                more = {"metavar": option["value"], **more}
+            group.add_argument(*names, help=" ".join(option["help"].split()), **more)
     return parser
-
-
-def _add_prompt(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-p",
-        "--prompt",
-        metavar="FILE",
-        help="user prompt; {field} is filled from each record (default: none, the record carries its own `messages`)",
-    )
-    group.add_argument(
-        "-s",
-        "--system",
-        metavar="TEXT",
-        help="system prompt, or @FILE to read it from a file; may hold {field}s too",
-    )
-
-
-def _add_server(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-m",
-        "--model",
-        metavar="NAME",
-        help="model (default: $OPENAI_MODEL, else the server's only model)",
-    )
-    group.add_argument(
-        "-u",
-        "--base-url",
-        metavar="URL",
-        help="server; a query string is kept, and a URL that ends in "
-        "/chat/completions is taken as it is (default: $OPENAI_BASE_URL, else OpenAI's)",
-    )
-    group.add_argument(
-        "-o",
-        "--option",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="request field; VALUE is JSON, else text; {field} alone is that field's JSON from each record; "
-        "null leaves it out (default: temperature=0)",
-    )
-    group.add_argument(
-        "-H",
-        "--header",
-        metavar="'K: V'",
-        action="append",
-        default=[],
-        help="extra header; $VAR in V comes from "
-        "the environment. The key comes from $OPENAI_API_KEY; a server on this machine needs none",
-    )
-
-
-def _add_answers(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--schema",
-        metavar="FILE",
-        help="JSON Schema of the answers: asked of the server, and checked here",
-    )
-    group.add_argument(
-        "-f",
-        "--fields",
-        metavar="A,B",
-        help="keep only these keys of the answer; all must be there",
-    )
-    group.add_argument("--as", dest="as_key", metavar="KEY", help="put the answer under KEY (default: merge it)")
-    group.add_argument("--text", action="store_true", help="plain-text answers, under --as (default: answer)")
-    group.add_argument(
-        "--response",
-        metavar="KEY",
-        help="also put the server's whole response under KEY: log-probabilities, usage, reasoning",
-    )
-    group.add_argument(
-        "--reask",
-        metavar="N",
-        type=_count,
-        default=1,
-        help="on an unusable answer, show the model its answer and the fault, and ask again, N times (default: 1)",
-    )
-
-
-def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-j", "--jobs", metavar="N", type=_positive, default=32, help="most requests in flight (default: 32)"
-    )
-    group.add_argument(
-        "-k", "--keep-order", action="store_true", help="output in input order (default: as they finish)"
-    )
-    group.add_argument(
-        "-r",
-        "--retries",
-        metavar="N",
-        type=_count,
-        default=5,
-        help="extra attempts after a fault; waiting out a rate limit uses none up (default: 5)",
-    )
-    group.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=600.0,
-        help="for one whole attempt (default: 600)",
-    )
-    group.add_argument(
-        "--stream",
-        action="store_true",
-        help="let the server send each answer piece by piece: for those that take longer than a proxy waits",
-    )
-    group.add_argument(
-        "--rpm",
-        metavar="N",
-        type=_rate,
-        default=math.inf,
-        help="requests a minute, at most (default: what the server bears)",
-    )
-    group.add_argument(
-        "--price",
-        metavar="IN,OUT[,CACHED]",
-        type=_price,
-        help="money for a million prompt, completion and cached prompt tokens: what is said of tokens is "
-        "then said of money too",
-    )
-    group.add_argument(
-        "--budget",
-        metavar="N",
-        type=_budget,
-        help="end the run when so many tokens, of prompts and answers, have been billed in it, or with --price "
-        "so much money; what is in flight then goes beyond",
-    )
-    group.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="folder of the answers paid for (default: $LLMFILTER_CACHE, else $XDG_CACHE_HOME/llmfilter)",
-    )
-    group.add_argument("--no-cache", action="store_true", help="look nothing up and store nothing")
-
-
-def _add_other(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-n",
-        "--dry-run",
-        action="store_true",
-        help="print each request body; send nothing, need no key",
-    )
-    group.add_argument(
-        "--to-batch",
-        action="store_true",
-        help="print what the cache lacks as lines for a Batch API, each request once; send nothing, need no key",
-    )
-    group.add_argument(
-        "--from-batch",
-        action="store_true",
-        help="read the lines of a Batch API's results, and put the answers into the cache",
-    )
-    group.add_argument("--stats", metavar="FILE", help="write the final counters as one JSON object")
-    group.add_argument("-q", "--quiet", action="store_true", help="no bar and no summary (both only on a terminal)")
-    group.add_argument("--version", action="version", version=f"llmfilter {__version__}", help="print the version")
-    group.add_argument("-h", "--help", action="help", help="print this help")
 
 
 def _count(text: str) -> int:
@@ -309,3 +236,38 @@ def _amount(text: str, what: str) -> float:
     if not 0 < amount < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not {what} above 0")
     return amount
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty; is a variable not set?")
+    return text
+
+
+def _assignment(text: str) -> str:
+    if "=" not in text[1:]:
+        key = text if text.isidentifier() else "max_tokens"
+        raise UsageError(f"-o {printable(text, 100)!r}: give KEY=VALUE, like -o {key}=0")
+    return text
+
+
+# What the help does not tell of an option.
+_MORE: dict[str, dict[str, Any]] = {
+    "--prompt": {"type": _filled},
+    "--model": {"type": _filled},
+    "--base-url": {"type": _filled},
+    "--option": {"action": "append", "default": [], "type": _assignment},
+    "--header": {"action": "append", "default": []},
+    "--schema": {"type": _filled},
+    "--as": {"dest": "as_key"},
+    "--reask": {"type": _count, "default": 1},
+    "--jobs": {"type": _positive, "default": 32},
+    "--retries": {"type": _count, "default": 5},
+    "--timeout": {"type": _seconds, "default": 600.0},
+    "--rpm": {"type": _rate, "default": math.inf},
+    "--price": {"type": _price},
+    "--budget": {"type": _budget},
+    "--stats": {"type": _filled},
+    "--version": {"action": "version", "version": f"llmfilter {__version__}"},
+    "--help": {"action": "help"},
+}

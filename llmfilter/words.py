@@ -7,6 +7,8 @@ from itertools import islice
 # What a terminal would obey (C0, DEL and C1: ECMA-48), or take for a line's end.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one alone, UTF-8 may not
+# The way to several samples of each row, for those who look for `n`.
+SAMPLES = "jq -c 'range(5) as $seed | . + {seed: $seed}' | llmfilter -o seed={seed} -o temperature=1 ..."
 _LOOKED_AT_MOST = 200  # a record may have any number of keys
 
 

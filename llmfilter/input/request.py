@@ -9,6 +9,7 @@ import orjson
 from llmfilter.errors import RowError, UsageError, attempt
 from llmfilter.input.template import Field, Template, dump_value, inside, json_at, parse_field, text_at
 from llmfilter.jsontext import depth, dump_text, is_exact, object_end, one_line, parse_exact, parse_json
+from llmfilter.words import SAMPLES
 
 if TYPE_CHECKING:
     pass
@@ -148,7 +149,7 @@ def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"-o {option!r}: give KEY=VALUE, like -o max_tokens=500")
         if key in _BUILT:
-            instead = f"use {_BUILT[key]}" if _BUILT[key] else "each row is one whole answer"
+            instead = f"use {_BUILT[key]}" if _BUILT[key] else f"each row is one answer; for several: {SAMPLES}"
             raise UsageError(f"-o {key}=…: llmfilter sets this field itself; {instead}")
         fields[key] = parse_value(key, text)
         if key == "stream" and fields[key] is not False:

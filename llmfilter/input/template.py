@@ -67,7 +67,9 @@ def text_at(name: str, record: Mapping[str, Any], raw: bytes) -> str:
     value = look_up(name, record)
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or value is None or (type(value) is int and value):
+    if type(value) is int and value:
+        return str(value)
+    if isinstance(value, bool) or value is None:
         return orjson.dumps(value).decode()
     # Numbers must stand as in the input: 1.0, 1e5, -0 and 20 digits are not what Python prints.
     return dump_value(f"the field {name}", look_up(name, parse_exact(raw))).decode()

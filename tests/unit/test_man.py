@@ -41,7 +41,7 @@ def test_every_option_is_explained() -> None:
 
 
 def test_every_kind_of_error_is_explained() -> None:
-    assert terms("ERRORS") == set(first_arguments("RowError", "Retryable", "ModelMissing"))
+    assert terms("ERRORS") == set(first_arguments("RowError", "Retryable", "ModelMissing", "make"))
 
 
 def test_every_counter_is_explained() -> None:

@@ -284,7 +284,7 @@ BARE = "Zm9vYmFy-42"
     ],
 )
 def test_a_bare_key_is_masked_wherever_it_came_from(url: str | None, typed: list[str], environ: dict[str, str]) -> None:
-    mask = make(f"http://localhost/v1{url or ''}", *typed, **environ).mask
+    mask = make_endpoint(f"http://localhost/v1{url or ''}", typed, environ, needs_key=True).mask
     assert mask(f"bad key {BARE}, sent Bearer {BARE}: api-version 2024-10-21".encode()) in (
         b"bad key [masked], sent Bearer [masked]: api-version 2024-10-21",
         b"bad key [masked], sent [masked]: api-version 2024-10-21",

@@ -8,6 +8,7 @@ import re
 import select
 import selectors
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,11 @@ COMMAND = [sys.executable, "-m", "llmfilter"]
 ASK = ("-p", "id.md")  # a prompt file that is there in each test: it asks for a record's `id`
 LOOK_S = 0.001  # between two looks at what its threads do
 _SHOWN = 1000  # bytes of an output, at its beginning and at its end
+
+
+def may_trace() -> bool:
+    """Whether strace is here, and one process may trace another."""
+    return bool(shutil.which("strace")) and not subprocess.call(["strace", "-qq", "-o", os.devnull, "true"])
 
 
 def rows(ids: Sequence[object]) -> bytes:

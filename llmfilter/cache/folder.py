@@ -1,5 +1,6 @@
 """A cache's folder: found, opened, and refused where it can't be used."""
 
+import mmap
 import os
 import struct
 from collections.abc import Mapping
@@ -18,21 +19,13 @@ _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first page
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
-    "9p",
-    "afs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "glusterfs",
-    "gpfs",
-    "lustre",
-    "ncpfs",
-    "nfs",
-    "nfs4",
-    "smb3",
-    "smbfs",
+    *("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"),
+    *("fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "fuse.gcsfuse", "fuse.rclone", "virtiofs"),
 }
-_NETWORK |= {"fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "fuse.gcsfuse", "fuse.rclone", "virtiofs"}
+KEY_BYTES = 32  # SHA-256
+_HEAD = struct.Struct("=QHHII")  # of LMDB's first page: number, padding, flags, offsets, magic (struct MDB_meta)
+_META, _MAGIC = 0x08, 0xBEEFC0DE
+_HEADROOM_BYTES = 1 << 29  # of address space that is left for threads, TLS and answers
 MOUNTS = "/proc/self/mountinfo"
 
 
@@ -58,6 +51,7 @@ def open_folder(folder: Path) -> lmdb.Environment:
         )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_half_made(folder / "data.mdb")
         env = open_largest(folder)
     except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError):
         raise UsageError(_not_ours(folder)) from None
@@ -70,22 +64,42 @@ def open_folder(folder: Path) -> lmdb.Environment:
     return env
 
 
+def _remove_half_made(file: Path) -> None:
+    """Remove a file whose very first write came short, as on a full disk: it never held an answer."""
+    with suppress(FileNotFoundError), file.open("rb") as data:
+        head = data.read(_HEAD.size)
+        size = os.fstat(data.fileno()).st_size
+        if size < 2 * mmap.PAGESIZE and len(head) == _HEAD.size:
+            number, _, flags, _, magic = _HEAD.unpack(head)
+            if (number, flags, magic) == (0, _META, _MAGIC):
+                file.unlink()
+
+
 def _make_readable(file: Path, env: lmdb.Environment) -> None:
     """Make all of a map that a look-up may reach part of its file; raise UsageError where damage would end the process.
 
     LMDB maps the file as it is, and reading behind its end kills the process (SIGBUS): where a tool
-    has trimmed free pages off it, or where damage makes the last value seem longer than it is. The
-    file gets a hole there, which takes no room on the disk.
+    has trimmed free pages off it, or where damage makes the last value seem longer than it is. The file
+    gets a hole there, with one block at its end. It never becomes smaller, whoever else writes meanwhile.
     """
     page_bytes = env.stat()["psize"]
     least = (env.info()["last_pgno"] + 1) * page_bytes
     fits = least <= env.info()["map_size"]
-    with suppress(OSError), open(file, "r+b") as data:  # no room for a hole (ulimit -f)
+    with suppress(OSError), open(file, "r+b") as data:  # no room for it (a full disk, ulimit -f)
         if fits and os.fstat(data.fileno()).st_size < least + VALUE_BYTES_MOST:
-            data.truncate(least + VALUE_BYTES_MOST)
-    if not fits or file.stat().st_size < least or _has_odd_trees(file, page_bytes):
+            os.posix_fallocate(data.fileno(), least + VALUE_BYTES_MOST - 1, 1)
+    if not fits or file.stat().st_size < least or _has_odd_trees(file, page_bytes) or _is_foreign(env):
         env.close()
         raise UsageError(_not_ours(file.parent))
+
+
+def _is_foreign(env: lmdb.Environment) -> bool:
+    """Return whether what an LMDB file holds was stored by another program: its first key is none of ours."""
+    try:
+        with env.begin() as transaction, transaction.cursor() as cursor:
+            return cursor.first() and len(cursor.key()) != KEY_BYTES
+    except lmdb.Error:  # damage, which costs answers only
+        return False
 
 
 def _has_odd_trees(file: Path, page_bytes: int) -> bool:
@@ -96,14 +110,27 @@ def _has_odd_trees(file: Path, page_bytes: int) -> bool:
 
 
 def open_largest(path: Path, **flags: bool) -> lmdb.Environment:
-    """Open an LMDB file with the largest map that the address space has room for; raise OSError or lmdb.Error."""
+    """Open an LMDB file with the largest map that leaves address space to the rest; raise OSError or lmdb.Error."""
     for map_bytes in _MAP_BYTES:
         try:
-            return lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST, **flags)
+            env = lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST, **flags)
         except lmdb.MemoryError:
             if map_bytes == _MAP_BYTES[-1]:
                 raise
+            continue
+        if map_bytes == _MAP_BYTES[-1] or _has_headroom():
+            return env
+        env.close()
     raise AssertionError  # the loop returns or raises
+
+
+def _has_headroom() -> bool:
+    """Return whether as much address space is left as a run may need."""
+    try:
+        mmap.mmap(-1, _HEADROOM_BYTES).close()
+    except OSError:
+        return False
+    return True
 
 
 def _not_ours(folder: Path) -> str:

@@ -20,8 +20,9 @@ from llmfilter.errors import UsageError
 from llmfilter.words import printable
 from llmfilter.worker import Batcher
 
-Item = tuple[bytes, bytes, "asyncio.Future[None] | None"]  # who waits for it, and for those before it
+Item = tuple[bytes, bytes, "asyncio.Future[bool] | None"]  # who waits for it, and for those before it
 _FOUND_BYTES_MOST = 1 << 20  # in one look-up
+AGAIN_S = 5.0  # between trials of a cache that failed
 _SLOW_S = 10.0  # a commit takes milliseconds
 _STILL_S = 0.001  # at most: another process may be at its commit
 _NAME_CHARS_MOST = 100  # of a folder's name, in a message
@@ -73,22 +74,25 @@ class NoCache:
 
 
 class Cache(NoCache):
-    """An LMDB folder; where it can't be written any more the run goes on, and it only looks up."""
+    """An LMDB folder. Where it can't be written the run goes on without it, and tries it again every few seconds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder: Path = folder
         self._loop = asyncio.get_running_loop()
-        self._env = open_folder(folder)
+        self._env: lmdb.Environment | None = open_folder(folder)
         self._inode = self._stat_inode()
         self._slow: asyncio.TimerHandle | None = None
         self._are_put = threading.Event()
         self._commits = Batcher(self._commit, self._committed, self._stand_still)
-        self._broken = False
+        self._fault: Exception | None = None  # why it could not be written the last time
+        self._again_at = 0.0  # when to try it again
 
     def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As in NoCache; if the cache fails, nothing is found."""
         found: list[bytes | None] = []
         size = 0
+        if not self._env:
+            return [None] * len(keys)
         try:
             with self._env.begin(buffers=True) as transaction:
                 for view in map(transaction.get, keys):
@@ -105,27 +109,37 @@ class Cache(NoCache):
             return [None] * len(keys)
         return found
 
-    async def put(self, key: bytes, value: bytes) -> bool:
-        """As in NoCache."""
-        if not self._broken:
-            stored = self._loop.create_future()
-            self._commits.add([(key, value, stored)])
-            await stored
-        return not self._broken
-
     async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
         """As in NoCache."""
-        if pairs and not self._broken:
-            stored = self._loop.create_future()
-            waiting = [None] * (len(pairs) - 1)
-            self._commits.add([(*pair, each) for pair, each in zip(pairs, [*waiting, stored], strict=True)])
-            await stored
-        return not self._broken
+        if not pairs:
+            return True
+        if self._fault and not self._may_try_again():
+            return False
+        stored = self._loop.create_future()
+        waiting = [None] * (len(pairs) - 1)
+        self._commits.add([(*pair, each) for pair, each in zip(pairs, [*waiting, stored], strict=True)])
+        return bool(await stored)
+
+    def _may_try_again(self) -> bool:
+        """Open the folder anew, since LMDB gives one up that could not be written; return whether it can be used."""
+        if self._loop.time() < self._again_at or not self._commits.idle:
+            return False
+        self._again_at = self._loop.time() + AGAIN_S
+        if self._env:
+            self._env.close()
+        try:
+            self._env = open_folder(self.folder)
+        except UsageError:
+            self._env = None
+            return False
+        self._inode = self._stat_inode()
+        return True
 
     def _commit(self, batch: list[Item]) -> None:
         if self._stat_inode() != self._inode:
             raise FileNotFoundError("the folder was removed or replaced")
         pairs = [(key, value) for key, value, _ in batch]
+        assert self._env  # it was opened again before anything was handed over
         with self._env.begin(write=True) as transaction:
             transaction.cursor().putmulti(pairs)
             self._are_put.set()
@@ -157,21 +171,26 @@ class Cache(NoCache):
             self._slow.cancel()
         if error:
             self._fail(error)
+        elif self._fault:
+            self._fault = None
+            self.on_failure(f"the cache {self.folder} works again: answers are stored from now on")
         for _, _, stored in batch:
             if stored:
-                stored.set_result(None)
+                stored.set_result(error is None)
 
     def _fail(self, error: Exception) -> None:
-        if not self._broken:  # said once, and nothing is stored any more
-            self._broken = True
+        if not self._fault:
             self.on_failure(
-                f"the cache {self.folder} fails ({_cause(error, self.folder)}); this run goes on without it: "
-                "make room, or give another folder with --cache"
+                f"the cache {self.folder} fails ({_cause(error, self.folder)}); this run goes on without it, and tries "
+                f"it again every {AGAIN_S:.0f} s: make room, or give another folder with --cache"
             )
+        self._fault = error
+        self._again_at = self._loop.time() + AGAIN_S
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
-        self._env.close()
+        if self._env:
+            self._env.close()
 
 
 def _cause(error: Exception, folder: Path) -> str:

@@ -14,6 +14,7 @@ import orjson
 from llmfilter.answers.checks import Checks
 from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
+from llmfilter.api.stream import BYTES_MOST
 from llmfilter.cache.store import NoCache
 from llmfilter.cache.stored import is_whole, pack
 from llmfilter.errors import RowError
@@ -23,7 +24,7 @@ from llmfilter.jsontext import value_at
 from llmfilter.pipeline import Run
 from llmfilter.stats import UnderWay
 
-_KEY_DIGITS = 64
+_KEY = re.compile("[0-9a-fA-F]{64}")
 # What follows a body in what OpenAI and most others write: the response's end, and `error`.
 _REST = re.compile(rb'\s*\}\s*,\s*"error"\s*:\s*null\s*\}$')
 _REST_BYTES_MOST = 40
@@ -40,20 +41,22 @@ class FromBatch:
     def __init__(self, cache: NoCache, run: Run) -> None:
         self._cache = cache
         self._run = run
-        self._blocks = 0  # on their way to the disk
+        self._blocks: set[int] = set()  # on their way to the disk, each by its first line
         self._storing: set[bytes] = set()
+        self._first_unstored: int | None = None
         self.taken = 0
         cache.on_failure = run.output.say
 
     @property
     def has_room(self) -> bool:
         """As in Mode."""
-        return self._blocks < _BLOCKS_MOST
+        return len(self._blocks) < _BLOCKS_MOST
 
     def take(self, lines: list[bytes]) -> Iterator[int]:
         """As in Mode: store what lines hold, while the next ones are read."""
         results = []
-        for number, line in enumerate(lines, self.taken + 1):
+        first = self.taken + 1
+        for number, line in enumerate(lines, first):
             raw = line.strip()
             if not raw:
                 continue
@@ -63,11 +66,11 @@ class FromBatch:
             except RowError as error:
                 self._run.fail(number, raw, error, is_record=error.kind != "input")
         self.taken += len(lines)
-        self._blocks += 1
-        self._run.tasks.create_task(self._store(results))
+        self._blocks.add(first)
+        self._run.tasks.create_task(self._store(first, results))
         yield self.taken + 1
 
-    async def _store(self, results: list[Result]) -> None:
+    async def _store(self, first: int, results: list[Result]) -> None:
         cache, stats = self._cache, self._run.stats
         new: dict[bytes, Completion] = {}
         for key, completion in results:
@@ -79,9 +82,10 @@ class FromBatch:
         self._storing |= new.keys()
         are_stored = await cache.put_all([(key, pack(key, completion)) for key, completion in new.items()])
         self._storing -= new.keys()
-        self._blocks -= 1
+        self._blocks.remove(first)
         self._run.output.changed.notify()
         if not are_stored:
+            self._first_unstored = min(first, self._first_unstored or first)
             return self._run.stop_early("what came back can't be stored")
         stats.asked += len(new)
         for completion in new.values():
@@ -90,7 +94,8 @@ class FromBatch:
 
     def under_way(self) -> UnderWay:
         """As in Mode."""
-        return UnderWay()
+        unfinished = [*self._blocks, *([self._first_unstored] if self._first_unstored else [])]
+        return UnderWay(first_unfinished=min(unfinished, default=None))
 
     def report(self) -> list[str]:
         """As in Mode."""
@@ -114,18 +119,18 @@ def parse_result(line: bytes) -> Result:
     status, body = response.get("status_code", 200), response.get("body")
     if status != 200 or not isinstance(body, dict):
         raise _classify(status, body if isinstance(body, dict) else {"error": document.get("error")})
-    completion = parse_completion(_cut_body(line, body))
+    cut = _cut_body(line, body)
+    if len(cut) > BYTES_MOST:
+        raise RowError("server", f"the answer is larger than {BYTES_MOST >> 20} MiB")
+    completion = parse_completion(cut)
     if completion.fault:
         Checks().judge(completion.content, completion.fault)
     return key, completion
 
 
 def _parse_key(custom_id: Any) -> bytes:
-    try:
-        if isinstance(custom_id, str) and len(custom_id) == _KEY_DIGITS:
-            return bytes.fromhex(custom_id)
-    except ValueError:
-        pass
+    if isinstance(custom_id, str) and _KEY.fullmatch(custom_id):
+        return bytes.fromhex(custom_id)
     raise RowError("input", "this is not the result of a line of --to-batch: its `custom_id` is no key")
 
 

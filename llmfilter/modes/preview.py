@@ -60,6 +60,7 @@ class Preview:
         self._run = run
         self._look_up = LookUp(plan, run)
         self.lines_most = self._look_up.lines_most
+        self._first_left: int | None = None
 
     @property
     def taken(self) -> int:
@@ -69,13 +70,15 @@ class Preview:
     def take(self, lines: list[bytes]) -> Iterator[int]:
         """As in Mode: print a line for each request."""
         for rows, bodies, keys, outcomes in self._look_up.take(lines):
+            self._first_left = rows[0][0]  # should there be no room to remember a request
             printed = map(self._printer.line, keys, bodies, outcomes)
             self._run.output.answers({row[0]: line for row, line in zip(rows, printed, strict=True)})
+            self._first_left = None
             yield rows[-1][0] + 1
 
     def under_way(self) -> UnderWay:
-        """As in Mode: nothing is."""
-        return UnderWay()
+        """As in Mode: nothing is, or what could not be printed."""
+        return UnderWay(first_unfinished=self._first_left)
 
     def report(self) -> list[str]:
         """As in Mode."""

@@ -211,7 +211,7 @@ def test_loading_twice_changes_nothing(program: Programs, server: Server) -> Non
     assert second.said == ["llmfilter: 5 lines: 0 answers stored, 5 in the cache, 0 failed"]
     stats = json.loads((program.folder / "stats.json").read_text())
     assert (stats["rows"], stats["answered"], stats["cached"], stats["requests"]) == (5, 5, 5, 0)
-    assert stats["tokens"]["billed"] == {"prompt": 0, "completion": 0}
+    assert stats["tokens"]["billed"] == {"prompt": 0, "cached_prompt": 0, "completion": 0}
     check_nothing_sent(server)
 
 

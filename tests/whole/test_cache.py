@@ -8,12 +8,15 @@ import shutil
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import lmdb
 import pytest
-from program import ASK, Program, Programs, rows
+from program import ASK, Program, Programs, may_trace, rows
 from server import PATIENCE_S, Request, Response, Server, completion
 
+from llmfilter.cache.folder import _make_readable, open_folder
 from llmfilter.cache.store import Cache
 
 ANSWERS = [{"id": each, "echo": str(each)} for each in range(3)]
@@ -293,3 +296,78 @@ def test_a_stored_answer_that_this_version_cannot_read_is_asked_again(program: P
 def test_a_dry_run_leaves_no_new_folder_behind(program: Programs) -> None:
     assert program.run(*ASK, "-n", input=rows([1])).status == 0
     assert not program.cache.exists()
+
+
+def test_a_cache_that_failed_once_comes_back(program: Programs, server: Server) -> None:
+    launch = program.write(
+        "launch.py",
+        "import sys, llmfilter.cache.store, llmfilter.cli\n"
+        "llmfilter.cache.store.AGAIN_S = 0.0\nsys.exit(llmfilter.cli.main())",
+    )
+    fault = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=ENOSPC:when=3"]
+    if not may_trace():
+        pytest.skip("strace is not here, or may not trace")
+    command = ["strace", "-f", "-qq", "-o", os.devnull, *fault, sys.executable, launch]
+    run = program.start(*ASK, "-j", "1", "--stats", "stats.json", command=command)
+    for each in range(12):
+        run.write(rows([each])).read_lines(each + 1)
+    run.finish()
+    assert run.status == 0
+    failed, again, lost = run.said
+    assert "goes on without it" in failed and "works again" in again and "1 answer could not be stored" in lost
+    before = len(server.requests)
+    assert program.run(*ASK, input=rows(range(12))).status == 0
+    assert len(server.requests) == before + 1
+
+
+def test_a_folder_of_another_program_is_refused_and_left_alone(program: Programs) -> None:
+    with lmdb.open(str(program.cache)) as env, env.begin(write=True) as transaction:
+        transaction.put(b"theirs", b"1")
+    before = (program.cache / "data.mdb").read_bytes()
+    run = program.run(*ASK, input=rows([1]))
+    assert (run.status, len(run.said)) == (2, 1)
+    assert "holds something else" in run.said[0]
+    assert (program.cache / "data.mdb").read_bytes().rstrip(b"\0") == before.rstrip(b"\0")
+
+
+@pytest.mark.parametrize("size", [64, 512, 4096, 8191])
+def test_what_was_only_half_made_is_made_anew(size: int, program: Programs, server: Server) -> None:
+    with lmdb.open(str(program.cache)):
+        pass
+    with (program.cache / "data.mdb").open("r+b") as data:
+        data.truncate(size)
+    assert program.run(*ASK, input=rows([1])).status == 0
+    assert program.run(*ASK, input=rows([1])).status == 0
+    assert len(server.requests) == 1
+
+
+def test_a_file_that_grew_meanwhile_is_never_cut(tmp_path: Path) -> None:
+    """As where a process is stopped between its look at the size and its change, and another one stores."""
+    folder = tmp_path / "cache"
+    open_folder(folder).close()
+    file = folder / "data.mdb"
+    size = file.stat().st_size
+    with lmdb.open(str(folder)) as env, ThreadPoolExecutor(1) as pool:
+        truncated: list[int] = []
+
+        def grow(descriptor: int, offset: int, length: int) -> None:
+            pool.submit(os.truncate, file, 2 * size).result()
+            fallocate(descriptor, offset, length)
+            truncated.append(file.stat().st_size)
+
+        fallocate = os.posix_fallocate
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", grow)
+            os.truncate(file, 8192)
+            _make_readable(file, env)
+    assert truncated == [2 * size]
+
+
+@pytest.mark.parametrize("kilobytes", [*range(300_000, 3_000_000, 400_000), 1_150_000, 2_200_000, 8_500_000])
+def test_little_address_space_ends_in_answers_or_in_a_sentence(
+    kilobytes: int, program: Programs, server: Server
+) -> None:
+    run = program.run(*ASK, input=rows(range(8)), shell=f'ulimit -v {kilobytes}; exec "$@"')
+    assert run.status in (0, 2, 3)
+    assert run.status == 0 or run.said
+    assert run.status != 0 or len(run.rows) == 8

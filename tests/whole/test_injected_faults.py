@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from program import ASK, Program, Programs, rows
+from program import ASK, Program, Programs, may_trace, rows
 from server import Server
 
 JOBS = 4
@@ -43,14 +43,6 @@ ERRORS = {
 WHEN = {"the first": "1", "a later": "3", "every third": "3+3"}
 CASES = [(call, error, when) for call, errors in ERRORS.items() for error in errors for when in WHEN]
 ALL = "LLMFILTER_ALL_FAULTS" in os.environ
-STRACE = shutil.which("strace")
-
-
-def may_trace() -> bool:
-    """Whether one process may trace another here."""
-    return STRACE is not None and not subprocess.call([STRACE, "-qq", "-o", os.devnull, "true"])
-
-
 pytestmark = pytest.mark.skipif(not may_trace(), reason="strace is not here, or may not trace")
 
 

@@ -35,7 +35,6 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     if args.dry_run and args.to_batch:
         raise UsageError("-n and --to-batch print different things instead of sending: give one of them")
     check_text(args, environ)
-    check_stats(args.stats)
     schema = read_schema(args.schema) if args.schema is not None else None
     fields = request_fields(args.option, response_format(args.text, schema))
     checks = make_checks(args, schema, 1 in (fields.get("max_tokens"), fields.get("max_completion_tokens")))
@@ -104,7 +103,6 @@ def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run],
             )
     if args.no_cache:
         raise UsageError("--from-batch puts results into the cache: leave out --no-cache")
-    check_stats(args.stats)
     return partial(FromBatch, open_cache(args, environ))
 
 
@@ -120,15 +118,6 @@ def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
     ]:
         if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             raise UsageError(f"{option}: the value is not UTF-8")
-
-
-def check_stats(path: str | None) -> None:
-    """Raise UsageError if the counters could not be written at the end: better to know at once."""
-    try:
-        if path is not None:
-            Path(path).open("a").close()
-    except OSError as error:
-        raise UsageError(f"--stats {printable(path or '')}: {error.strerror}") from None
 
 
 def read_file(option: str, path: str) -> str:

@@ -11,6 +11,7 @@ from llmfilter import ending
 from llmfilter.words import counted
 
 if TYPE_CHECKING:
+    from llmfilter.output.stats_file import StatsFile
     from llmfilter.output.terminal import Terminal
     from llmfilter.pipeline import Mode, Pipeline, Run
     from llmfilter.stats import Stats
@@ -36,12 +37,14 @@ async def run(args: Namespace) -> int:
     from llmfilter.output.error_lines import error_line, short_line
     from llmfilter.output.lines import Output
     from llmfilter.output.progress import Progress, summary
+    from llmfilter.output.stats_file import StatsFile
     from llmfilter.output.terminal import find_terminal
     from llmfilter.output.writer import is_writable, write_all, write_alone, write_now
     from llmfilter.pipeline import Pipeline, Run
     from llmfilter.signals import Signals
     from llmfilter.stats import Stats
 
+    stats_file = StatsFile(args.stats, own_files(args)) if args.stats is not None else None
     make_mode = await prepare(args, os.environ, STDIN)
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
@@ -78,8 +81,7 @@ async def run(args: Namespace) -> int:
     beside = shown_on if shown_on and not shown_on.is_stderr else None
 
     def end_at_once() -> None:
-        if args.stats is not None:
-            write_stats(args.stats, run.stats)
+        write_stats(stats_file, run.stats)
         if is_writable(STDERR):
             for line in last_words(pipeline, mode, run)[:1]:
                 say(line, beside)
@@ -91,8 +93,7 @@ async def run(args: Namespace) -> int:
         await pipeline.run()
     finally:
         progress.close()
-    if args.stats is not None:
-        write_stats(args.stats, run.stats)
+    write_stats(stats_file, run.stats)
     for line in last_words(pipeline, mode, run):
         say(line, beside)
     if shown_on and not mode.report():
@@ -145,12 +146,22 @@ def describe_stop(reason: str, pipeline: "Pipeline", mode: "Mode", stats: "Stats
     return f"{reason}; stopped at line {line}, the first that is left ({done}){way_on}"
 
 
-def write_stats(path: str, stats: "Stats") -> None:
+def own_files(args: Namespace) -> dict[str, str | int]:
+    """Return the files that a run reads or writes, by what to call them: paths, or descriptors."""
+    files: dict[str, str | int] = {"stdin": STDIN, "the file of stdout": STDOUT, "the file of stderr": STDERR}
+    named = {"the file of -p": args.prompt, "the file of --schema": args.schema}
+    if args.system and args.system.startswith("@"):
+        named["the file of -s"] = args.system[1:]
+    return files | {name: path for name, path in named.items() if path}
+
+
+def write_stats(file: "StatsFile | None", stats: "Stats") -> None:
     """Write the counters as one JSON object; a failure is said, since the rows are out already."""
     import json
 
+    if not file:
+        return
     try:
-        with open(path, "w") as file:
-            file.write(json.dumps(stats.as_dict()) + "\n")
+        file.write(json.dumps(stats.as_dict()).encode() + b"\n")
     except OSError as error:
-        say(f"--stats {path}: {error.strerror}")
+        say(f"{file.shown}: {error.strerror}")

@@ -558,3 +558,47 @@ def test_stats_say_what_tells_the_server_s_limits(program: Programs, server: Ser
     program.run(*ASK, "-j", "2", "--stats", "stats.json", input=rows(range(3)))
     stats = read_stats(program)
     assert (stats["refusals"], stats["limit"]) == (1, "1 at a time")
+
+
+def test_stats_never_replace_a_file_of_the_run_itself(program: Programs, server: Server) -> None:
+    program.write("in.jsonl", rows(range(3)))
+    program.write("prompt.md", "{id}")
+    own = {
+        "/dev/stdout": "> out.jsonl",
+        "out.jsonl": "> out.jsonl",
+        "/dev/stderr": "> out.jsonl 2> errors.jsonl",
+        "errors.jsonl": "> out.jsonl 2> errors.jsonl",
+        "in.jsonl": "> out.jsonl",
+        "prompt.md": "> out.jsonl",
+        "data.mdb": "> out.jsonl",
+    }
+    for path, streams in own.items():
+        before = {name: (program.folder / name).read_bytes() for name in ("in.jsonl", "prompt.md")}
+        run = program.run("-p", "prompt.md", "--stats", path, shell=f'exec "$@" < in.jsonl {streams}')
+        assert run.status == 2, path
+        assert {name: (program.folder / name).read_bytes() for name in before} == before
+    assert not server.requests
+
+
+def test_stats_are_a_whole_new_file_or_the_old_one(program: Programs, server: Server) -> None:
+    program.write("stats.json", "x" * 100_000)
+    (program.folder / "stats.json").chmod(0o640)
+    (program.folder / "link.json").symlink_to("stats.json")
+    assert program.run(*ASK, "--stats", "link.json", input=rows([1])).status == 0
+    assert read_stats(program)["rows"] == 1
+    assert (program.folder / "link.json").is_symlink()
+    assert (program.folder / "stats.json").stat().st_mode & 0o777 == 0o640
+    before = (program.folder / "stats.json").read_bytes()
+    run = program.run(*ASK, "--stats", "stats.json", input=rows([1]), shell='ulimit -f 0; exec "$@"')
+    assert "--stats stats.json: File too large" in run.said[-1]
+    assert (program.folder / "stats.json").read_bytes() == before
+    assert not list(program.folder.glob(".stats*"))
+
+
+def test_stats_go_to_a_stream_without_emptying_it(program: Programs, server: Server) -> None:
+    run = program.run(*ASK, "--stats", "/dev/stderr", input=rows([1]))
+    assert json.loads(run.stderr)["rows"] == 1
+    os.mkfifo(program.folder / "pipe")
+    run = program.run(*ASK, "--stats", "pipe", input=rows([1]))
+    assert (run.status, len(run.rows)) == (0, 1)
+    assert "--stats pipe: No such device or address" in run.said[-1], "nobody reads it, and nobody waits"

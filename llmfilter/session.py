@@ -8,23 +8,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmfilter import ending
-from llmfilter.words import counted
+from llmfilter.words import counted, plain_line
 
 if TYPE_CHECKING:
+    from llmfilter.output.screen import Screen
     from llmfilter.output.stats_file import StatsFile
-    from llmfilter.output.terminal import Terminal
     from llmfilter.pipeline import Mode, Pipeline, Run
     from llmfilter.stats import Stats
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
-def say(message: str, beside: "Terminal | None" = None) -> None:
-    """Say a plain line on stderr, and on a terminal beside it."""
-    if beside:
-        beside.say(message)
+def say(message: str) -> None:
+    """Say a plain line on stderr."""
     try:
-        os.write(STDERR, f"llmfilter: {message}\n".encode("utf-8", "backslashreplace"))
+        os.write(STDERR, plain_line(message))
     except OSError:
         pass  # nobody listens; the exit status tells
 
@@ -34,11 +32,10 @@ async def run(args: Namespace) -> int:
     import asyncio
 
     from llmfilter.job import prepare
-    from llmfilter.output.error_lines import error_line, short_line
     from llmfilter.output.lines import Output
     from llmfilter.output.progress import Progress, summary
+    from llmfilter.output.screen import make_screen
     from llmfilter.output.stats_file import StatsFile
-    from llmfilter.output.terminal import find_terminal
     from llmfilter.output.writer import is_writable, write_all, write_alone, write_now
     from llmfilter.pipeline import Pipeline, Run
     from llmfilter.signals import Signals
@@ -49,44 +46,25 @@ async def run(args: Namespace) -> int:
     if os.isatty(STDIN):
         say("reading records from the terminal, one a line; Ctrl-D ends them")
 
-    def write_stdout(lines: bytes) -> None:
-        progress.write_stdout(lines, partial(write, STDOUT))
-
-    def write_stderr(lines: bytes) -> None:
-        progress.write(lines)
-
     total_bytes = bytes_left(STDIN)  # before anything is read
     write = write_alone if os.path.samestat(os.fstat(STDOUT), os.fstat(STDERR)) else write_all
-    terminal = find_terminal(STDERR, is_painted="NO_COLOR" not in os.environ)
-    describe = partial(short_line, terminal) if terminal and terminal.is_stderr else error_line
-    is_pipe = stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
-    shown_on = None if args.quiet or os.environ.get("TERM", "dumb") == "dumb" else terminal
-    has_bar = not (os.isatty(STDOUT) or args.dry_run or args.to_batch)
-    output = Output(
-        write_stdout if is_pipe else partial(write, STDOUT),
-        write_stderr,
-        args.keep_order,
-        describe,
-        # What shares stdout, or its terminal, takes turns.
-        None if write is write_alone or (shown_on and has_bar) else partial(write_now, STDOUT),
-    )
+    screen = make_screen(args, os.environ, partial(write, STDERR))
+    # Who shares stdout takes turns.
+    stdout_now = None if write is write_alone else partial(write_now, STDOUT)
+    output = Output(partial(write, STDOUT), screen.write, args.keep_order, screen.describe, stdout_now, screen.plain)
     run = Run(output, Stats(price=args.price), ending.Ending(), asyncio.TaskGroup())
     output.on_failure = partial(stop_writing, run.ending)
     mode = make_mode(run)
     pipeline = Pipeline(mode, STDIN, run)
-    progress = Progress(
-        run.stats, pipeline.snapshot, total_bytes, partial(write, STDERR), shown_on if has_bar else None
-    )
-    # Where plain lines are seen that stderr takes elsewhere.
-    beside = shown_on if shown_on and not shown_on.is_stderr else None
+    progress = Progress(run.stats, pipeline.snapshot, total_bytes, screen)
 
     def end_at_once() -> None:
         write_stats(stats_file, run.stats)
         if is_writable(STDERR):
             for line in last_words(pipeline, mode, run)[:1]:
-                say(line, beside)
+                screen.say_last(line)
 
-    signals = Signals(run, pipeline.snapshot, progress, beside, end_at_once)
+    signals = Signals(run, pipeline.snapshot, progress, end_at_once)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
     gc.freeze()  # what was made so far stays to the end, and is not looked through any more
     try:
@@ -94,11 +72,35 @@ async def run(args: Namespace) -> int:
     finally:
         progress.close()
     write_stats(stats_file, run.stats)
+    await reader_ends(screen, run.ending)
     for line in last_words(pipeline, mode, run):
-        say(line, beside)
-    if shown_on and not mode.report():
-        shown_on.say(*summary(run.stats))
+        screen.say_last(line)
+    if screen.is_shown and not mode.report():
+        screen.say(*summary(run.stats))
     return signals.status or status_of(run, is_whole=pipeline.snapshot().first_unfinished is None)
+
+
+async def reader_ends(screen: "Screen", end: ending.Ending) -> None:
+    """Return when the program has ended that shows our stdout on the terminal (less, jq): then the last words are read.
+
+    A run that ends early waits for nobody.
+    """
+    import asyncio
+
+    reader = None if end.has_begun else screen.reader()
+    if reader is None:
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDOUT)  # it sees the end of what we print
+    os.close(null)
+    has_ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(reader, has_ended.set)
+    waiting = [asyncio.ensure_future(has_ended.wait()), asyncio.ensure_future(end.wait())]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
+    asyncio.get_running_loop().remove_reader(reader)
+    os.close(reader)
 
 
 def status_of(run: "Run", is_whole: bool) -> int:

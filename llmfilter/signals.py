@@ -13,7 +13,6 @@ from typing import NoReturn
 
 from llmfilter.ending import SIGNALLED
 from llmfilter.output.progress import Progress
-from llmfilter.output.terminal import Terminal
 from llmfilter.pipeline import Run
 from llmfilter.stats import Snapshot
 from llmfilter.words import counted
@@ -26,7 +25,6 @@ class Signals:
     """Handles the signals of a run on its loop.
 
     look: tells how far the run is.
-    beside: the terminal where plain lines are seen that stderr takes elsewhere, or None.
     end_at_once: says the last words of a run that is not waited for.
     status: the exit status that a signal wants, or 0.
     """
@@ -36,13 +34,11 @@ class Signals:
         run: Run,
         look: Callable[[], Snapshot],
         progress: Progress,
-        beside: Terminal | None,
         end_at_once: Callable[[], None],
     ) -> None:
         self._run = run
         self._look = look
         self._progress = progress
-        self._beside = beside
         self._end_at_once = end_at_once
         self._loop = asyncio.get_running_loop()
         self._since_s = 0.0
@@ -66,10 +62,7 @@ class Signals:
         self.status, self._since_s = SIGNALLED + number, self._loop.time()
         self._run.ending.begin(self.status, f"ended by {number.name}")
         if waits_for := describe_wait(self._look()):
-            message = f"{number.name}: {waits_for}; once more stops at once"
-            self._run.output.say(message)
-            if self._beside:
-                self._progress.tell(message, self._beside)
+            self._run.output.say(f"{number.name}: {waits_for}; once more stops at once")
 
     def _pause(self) -> None:
         """Stop as Ctrl-Z wants it, with the bar out of the way."""

@@ -12,6 +12,11 @@ SAMPLES = "jq -c 'range(5) as $seed | . + {seed: $seed}' | llmfilter -o seed={se
 _LOOKED_AT_MOST = 200  # a record may have any number of keys
 
 
+def plain_line(message: str, name: str = "llmfilter") -> bytes:
+    """Return the line that says something of the whole run."""
+    return f"{name}: {message}\n".encode("utf-8", "backslashreplace")
+
+
 def counted(number: int, noun: str) -> str:
     """Return like `1 row` or `2,000 rows`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -36,11 +36,11 @@ def error_line(number: int, error: RowError, attempts: int, raw: bytes, is_recor
     return b"".join(parts)
 
 
-def short_line(terminal: Terminal, number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:
-    """Return what a person wants to see of a row that failed, in one line that fits the terminal."""
+def short_line(terminal: Terminal, number: int, error: RowError, raw: bytes, name: str = "") -> bytes:
+    """Return what a person wants to see of a row that failed, in one line that fits the terminal; name: before it."""
     columns = terminal.columns
     record = printable(raw.decode("utf-8", "replace"), columns)
-    what = printable(f"line {number}: {error.kind}: {error.message}")
+    what = printable(f"{name}line {number}: {error.kind}: {error.message}")
     what = fit(what, columns - 2 - min(len(record), columns // 4))
     return f"{fit(f'{what}: {record}', columns)}\n".encode()
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from llmfilter.errors import RowError
 from llmfilter.output.writer import LINE_BYTES, Line, Write, WriteNow, Writer, lowest, size_of
+from llmfilter.words import plain_line
 from llmfilter.worker import Change
 
 BUFFER_BYTES = 1 << 20
@@ -13,10 +14,10 @@ Describe = Callable[[int, RowError, int, bytes, bool], bytes]  # as error_line d
 class Output:
     """Where rows end: answers on stdout, errors on stderr; with keep_order answers in input order.
 
-    describe: makes the line of a row that failed; on_failure gets the error of a stream that can't be
-    written any more; changed: tells those who wait for room that there may be some, as anybody may do who
-    makes room elsewhere; size: bytes that are not written yet; is_over: set once no line will come that
-    others wait for, so that what is there comes out.
+    describe: makes the line of a row that failed; plain: one about the whole run; on_failure gets the error of
+    a stream that can't be written any more; changed: tells those who wait for room that there may be some, as
+    anybody may do who makes room elsewhere; size: bytes that are not written yet; is_over: set once no line
+    will come that others wait for, so that what is there comes out.
     """
 
     on_failure: Callable[[Exception], None] = staticmethod(lambda error: None)
@@ -28,8 +29,10 @@ class Output:
         keep_order: bool,
         describe: Describe,
         stdout_now: WriteNow | None = None,
+        plain: Callable[[str], bytes] = plain_line,
     ) -> None:
         self._describe = describe
+        self._plain = plain
         self.changed = Change()
         self.is_over = False
         self._stdout = Writer(stdout, self._count_written, stdout_now)
@@ -61,7 +64,7 @@ class Output:
 
     def say(self, message: str) -> None:
         """Print a plain line on stderr."""
-        self._to_stderr((0, f"llmfilter: {message}\n".encode("utf-8", "backslashreplace")))
+        self._to_stderr((0, self._plain(message)))
 
     def _to_stderr(self, line: Line) -> None:
         self.size += size_of([line])

@@ -18,8 +18,7 @@ _NARROW_LEAST = 20
 class Terminal:
     """A terminal by its descriptor.
 
-    is_stderr: whether error lines go there too; is_painted: whether it may be shown colours; has_bars:
-    whether a plain line may find a bar in its place.
+    is_stderr: whether error lines go there too; is_painted: whether it may be shown colours.
     """
 
     def __init__(self, fd: int, is_stderr: bool, is_painted: bool) -> None:
@@ -27,7 +26,6 @@ class Terminal:
         self.is_stderr = is_stderr
         self.is_painted = is_painted
         self._claim: socket.socket | None = None
-        self.has_bars = False
 
     @property
     def columns(self) -> int:
@@ -51,10 +49,15 @@ class Terminal:
         """Whether a write would wait, as after Ctrl-S."""
         return not is_writable(self._fd)
 
-    def say(self, *messages: str) -> None:
-        """Write plain lines, in the place of a bar if there is one."""
-        lines = "".join(f"llmfilter: {message}\n" for message in messages).encode("utf-8", "backslashreplace")
-        self.write(CLEAR + lines if self.has_bars else lines)
+    @property
+    def device(self) -> int:
+        """Return the device's number, also for /dev/tty."""
+        try:
+            encoded = int.from_bytes(fcntl.ioctl(self._fd, _TIOCGDEV, bytes(4)), sys.byteorder)
+        except OSError:
+            return os.fstat(self._fd).st_rdev
+        # linux/include/linux/kdev_t.h: new_decode_dev
+        return os.makedev((encoded & 0xFFF00) >> 8, (encoded & 0xFF) | ((encoded >> 12) & 0xFFF00))
 
     def write(self, data: bytes) -> None:
         """Write in the foreground, and nothing elsewhere; where the terminal has gone, nobody misses it."""
@@ -76,8 +79,7 @@ class Terminal:
         if self._claim is None:
             claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
-                device = int.from_bytes(fcntl.ioctl(self._fd, _TIOCGDEV, bytes(4)), sys.byteorder)
-                claim.bind(f"\0llmfilter-bar-{device:x}")
+                claim.bind(f"\0llmfilter-bar-{self.device:x}")
             except OSError as error:
                 claim.close()
                 return error.errno != errno.EADDRINUSE  # where there are no such names, nobody is kept from drawing

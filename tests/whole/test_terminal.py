@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 from program import ASK, Program, Programs, rows
-from server import PATIENCE_S, Server, echo, error
+from server import PATIENCE_S, Server, completion, echo, error
 
 ROWS_HIGH = 24
 # What a program may write to move about and to paint: ECMA-48's control sequences.
@@ -89,7 +89,7 @@ class Terminal:
         while self._end_seen not in select.select([self._ours, self._end_seen], [], [])[0]:
             data += os.read(self._ours, 1 << 16)
             with self._changed:
-                self.raw = data.decode(errors="replace")
+                self.raw = re.sub("\x1b[=>]", "", data.decode(errors="replace"))  # less sets keys
                 self._changed.notify_all()
 
     def _draw(self) -> list[list[str]]:
@@ -281,20 +281,87 @@ def test_a_stopped_terminal_stops_no_request(
     assert run.status == 0
 
 
-def test_the_bar_makes_way_for_what_the_next_program_in_the_pipe_prints(
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ask < data.jsonl | jq -c . > out",
+        "ask < data.jsonl 2> errors | cat > out",
+        "ask < data.jsonl | cat | jq -c . > out",
+        "sh -c 'ask < data.jsonl | cat > out'",
+        "ask < data.jsonl | ask --as again > out",
+        "ask < data.jsonl 2> errors | ask --as again 2> errors.2 > out",
+    ],
+    ids=["jq", "2>", "two programs", "a script that waits", "two filters", "two filters 2>"],
+)
+def test_in_a_pipe_that_ends_in_a_file_there_is_one_bar(
+    program: Programs, server: Server, terminal: Terminal, line: str
+) -> None:
+    server.hold(lambda request: request.prompt == "2")
+    program.write("data.jsonl", rows(range(3)))
+    shell = open_shell(program, terminal)
+    shell.type(f"{line}; echo status $?\n")
+    shell.wait(BAR)
+    assert sum(BAR in line for line in shell.screen) == 1
+    server.release()
+    shell.wait("status 0")
+    assert BAR not in "".join(shell.screen)
+    assert len((program.folder / "out").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["jq -c .", "cat", "cat 2> errors", "head -n 3", "less -FX", "tee /dev/tty > out", "ask --as again"],
+)
+def test_nothing_is_drawn_over_what_another_program_of_the_pipe_prints(
+    program: Programs, server: Server, terminal: Terminal, open_terminal: Callable[[], Terminal], after: str
+) -> None:
+    server.hold(lambda request: request.prompt == "2")
+    program.write("data.jsonl", rows(range(3)))
+    shell = open_shell(program, terminal)
+    shell.type(f"ask < data.jsonl | {after}; echo status $?\n")
+    server.wait_for(3)
+    server.hold(lambda request: request.prompt == "witness")
+    outlast_the_start(program, open_terminal, server)
+    server.release()
+    shell.wait("status 0")
+    assert BAR not in shell.raw
+    assert sum('"id"' in line for line in shell.screen) == 3
+
+
+def test_the_last_words_wait_for_the_program_that_prints(program: Programs, server: Server, terminal: Terminal) -> None:
+    program.write("data.jsonl", rows(range(3)))
+    shell = open_shell(program, terminal)
+    for line, said in (("ask -n < data.jsonl", "to be sent"), ("ask < data.jsonl | cat", "3 answered")):
+        shell.type(f"{line} | (cat > out; echo printed)\n")
+        shell.wait(said)
+        words = [line for line in shell.screen if said in line or line == "printed"]
+        assert words[-2] == "printed", "before what is said"
+
+
+def test_of_two_filters_in_a_pipe_each_says_which_it_is(program: Programs, server: Server, terminal: Terminal) -> None:
+    program.write("data.jsonl", rows([1]) + b"no record\n")
+    server.answer = lambda request: completion({"a": 1}) if len(server.requests) == 1 else error(400, "no")
+    shell = open_shell(program, terminal)
+    shell.type("ask < data.jsonl | ask --no-cache > out; echo status $?\n")
+    shell.wait("status 1")
+    shown = "\n".join(shell.screen)
+    assert "llmfilter 1: line 2: input" in shown
+    assert "llmfilter 2: line 1: http" in shown
+    assert "llmfilter 1: 2 rows" in shown and "llmfilter 2: 1 row " in shown
+
+
+def test_what_is_said_of_the_run_stands_on_the_screen_too(
     program: Programs, server: Server, terminal: Terminal
 ) -> None:
-    server.hold()
-    program.write("data.jsonl", rows(range(3)))
-    shell = open_shell(program, terminal, "-j", "3")
-    shell.type("ask < data.jsonl | sed -u s/.*/seen/\n")
-    shell.wait("3 in flight")
-    server.release(server.requests[0])
-    shell.wait("seen")
-    shell.wait("2 in flight")  # the bar is back, below
-    assert "seen" in [line.strip() for line in shell.screen]
-    server.release()
-    shell.wait("3 answered")
+    server.answer = lambda request: completion({"id": 7})
+    program.write("data.jsonl", rows([1]))
+    shell = open_shell(program, terminal)
+    shell.type(f"ask {TO_FILES}; echo status $?\n")
+    shell.wait("status 0")
+    said = [line for line in shell.screen if line.startswith("llmfilter: ")]
+    assert said[0].startswith("llmfilter: line 1: the answer has replaced the record's 'id'")
+    assert "tokens billed" in said[1]
+    assert "has replaced" in (program.folder / "errors.jsonl").read_text()
 
 
 def test_of_two_on_one_terminal_one_draws_until_it_ends(

@@ -54,7 +54,7 @@ def terminal() -> Iterator[int]:
 @example("日" * 500, "日".encode() * 500, 80)
 def test_an_error_is_one_line_that_fits(terminal: int, message: str, raw: bytes, columns: int) -> None:
     termios.tcsetwinsize(terminal, (24, columns))
-    line = short_line(Terminal(terminal, True, False), 7, RowError("invalid", message), 1, raw, True)
+    line = short_line(Terminal(terminal, True, False), 7, RowError("invalid", message), raw)
     assert line.endswith(b"\n")
     (shown,) = line.decode().splitlines()
     assert width(shown) < columns  # the last column would wrap some
@@ -76,7 +76,7 @@ def test_of_a_long_error_a_part_of_the_record_is_still_seen(
 ) -> None:
     termios.tcsetwinsize(terminal, (24, 41))
     raw = record.encode("utf-8", "surrogatepass")
-    line = short_line(Terminal(terminal, True, False), 7, RowError("invalid", message), 1, raw, True)
+    line = short_line(Terminal(terminal, True, False), 7, RowError("invalid", message), raw)
     assert line.decode() == f"{shown}\n"
 
 

@@ -95,5 +95,6 @@ def test_a_summary_tells_the_costs_and_then_what_became_of_the_rows() -> None:
     )
     assert summary(stats) == [
         "1.02M tokens billed (1M in, 20k out), 30k saved by the cache",
-        "3,000 rows in 1:01:40: 2,500 answered (1,000 from the cache), 10 failed (9 invalid, 1 http), 490 left",
+        "2,510 rows in 1:01:40: 2,500 answered (1,000 from the cache), 10 failed (9 invalid, 1 http)"
+        "; the rest is unread",
     ]

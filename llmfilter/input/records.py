@@ -59,13 +59,13 @@ _UTF_16 = (rb"\xff\xfe|\xfe\xff|.?\0", "UTF-16 becomes UTF-8 with: iconv -f UTF-
 _ENCODED = [
     (rb"\x1f\x8b", "gzip is unpacked with: zcat"),
     _UTF_16,
-    (rb"", "Latin-1 becomes UTF-8 with: iconv -f LATIN1 -t UTF-8"),
+    (rb"", "it becomes UTF-8 with: iconv -f ENCODING -t UTF-8 (uchardet FILE guesses which)"),
 ]
 _TEXT = [
     _UTF_16,
     (rb"\[", "an array becomes one record a line with: jq -c '.[]'"),
     (rb"\{\Z", "an object over several lines becomes one line with: jq -c ."),
-    (rb"(?![{}\]]|\"[^\"]*\"\s*:).*[,;\t]", "CSV becomes JSON lines with: mlr --icsv --ojsonl cat"),
+    (rb"(?![{}\]]|\"[^\"]*\"\s*:).*[,;\t]", "CSV becomes JSON lines with: mlr -S --icsv --ojsonl cat"),
     (rb"\w+ \w", "lines of text become records with: jq -Rc '{text: .}'"),
 ]
 _NAMES = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}

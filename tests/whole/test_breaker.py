@@ -69,10 +69,10 @@ LOOKS = {
     "an array over several lines": (json.dumps(RECORDS, indent=2).encode(), "jq -c '.[]'"),
     "an array of lines": (b"[\n" + AS_LINES.replace("}\n", "},\n").encode() + b"]", "jq -c '.[]'"),
     "gzip": (gzip.compress(random.Random(1).randbytes(20_000)), "zcat"),
-    "CSV": (("id,text\n" + "".join(f'{record["id"]},"{record["text"]}"\n' for record in RECORDS)).encode(), "mlr"),
+    "CSV": (("id,text\n" + "".join(f'{record["id"]},"{record["text"]}"\n' for record in RECORDS)).encode(), "mlr -S "),
     "UTF-16": (AS_LINES.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
     "UTF-16 without BOM": (AS_LINES.encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8"),
-    "Latin-1": (AS_LINES.encode("latin-1"), "iconv -f LATIN1 -t UTF-8"),
+    "Latin-1": (AS_LINES.encode("latin-1"), "iconv -f ENCODING -t UTF-8 (uchardet FILE"),
 }
 
 

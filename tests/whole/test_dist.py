@@ -185,5 +185,10 @@ def test_the_wheel_holds_the_package_and_its_licence(wheel: Path) -> None:
         about.with_suffix(".data"),
         about,
     }
-    assert "\nLicense-Expression: MIT\nLicense-File: llmfilter/LICENSE\n" in (about / "METADATA").read_text()
+    metadata = (about / "METADATA").read_text()
+    assert "\nLicense-Expression: MIT\nLicense-File: llmfilter/LICENSE\n" in metadata
+    (tried,) = re.findall(r"^\t@for python in (.*?);", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"^Classifier: Programming Language :: Python :: (3\.\d+)", metadata, re.MULTILINE)
+    assert named == [python.removeprefix("python") for python in tried.split()]
+    assert "\nKeywords: " in metadata
     assert "WITHOUT WARRANTY" in (about / "licenses/llmfilter/LICENSE").read_text()

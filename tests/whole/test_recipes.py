@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from batch_api import BatchApi
@@ -270,15 +271,22 @@ def test_csv_in(line: str, shell: Shell, server: Server) -> None:
 @needs_mlr
 @runs("llmfilter -p prompt.md < data.jsonl | mlr ")
 def test_csv_out(line: str, shell: Shell, server: Server) -> None:
-    answers = {"1": {"label": "a, b", "sure": 0.5}, "2": {"sure": 1, "label": '"'}, "3": {"label": "c"}}
+    """In one table, also where answers have other keys, lists or objects."""
+    answers = {
+        "1": {"label": "a, b", "sure": 0.5},
+        "2": {"sure": 1, "label": '"', "tags": ["x", "y"]},
+        "3": {"label": "c", "tags": []},
+        "4": {"who": {"name": "d"}},
+    }
     server.answer = lambda request: completion(answers[request.prompt])
-    shell.write("data.jsonl", rows([1, 2, 3]))
+    shell.write("data.jsonl", rows([1, 2, 3, 4]))
     assert shell.run(line.replace("llmfilter", "llmfilter -k")).status == 0
     table = (shell.folder / "out.csv").read_text()
-    assert list(csv.DictReader(table.splitlines())) == [
+    assert [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(table.splitlines())] == [
         {"id": "1", "label": "a, b", "sure": "0.5"},
-        {"id": "2", "label": '"', "sure": "1"},
-        {"id": "3", "label": "c", "sure": ""},
+        {"id": "2", "label": '"', "sure": "1", "tags.1": "x", "tags.2": "y"},
+        {"id": "3", "label": "c", "tags": "[]"},
+        {"id": "4", "who.name": "d"},
     ]
 
 
@@ -344,7 +352,87 @@ def test_split_feeds_several_processes_that_write_a_file_each(line: str, shell: 
     check_asked_once(server, count)
 
 
-@runs("tail ")
+@runs("split ")
+def test_split_waits_for_all_parts_where_a_row_fails(line: str, shell: Shell, server: Server) -> None:
+    server.answer = lambda request: error(400, "no") if request.prompt == "0" else completion({})
+    server.hold(lambda request: request.prompt != "0")
+    shell.write("data.jsonl", rows(range(20)))
+    run = shell.start(line)
+    server.wait_for(20)
+    server.wait_answered(1)
+    server.release()
+    run.finish()
+    assert run.status == 0
+    assert [error["line"] for error in run.errors] == [1]
+    parts = [shell.read_rows(f"part.a{letter}.out") for letter in "abcd"]
+    assert ids([row for part in parts for row in part]) == list(range(1, 20))
+
+
+@needs_jq
+@runs("jq -c '.unit ")
+def test_a_field_that_some_records_lack(line: str, shell: Shell, server: Server) -> None:
+    shell.write("prompt.md", b"{id}{unit}")
+    shell.write("data.jsonl", b'{"id":1,"unit":"m"}\n{"id":2}\n{"id":3,"unit":null}\n')
+    assert shell.run(line).status == 0
+    assert sorted(server.prompts) == ["1m", "2", "3"]
+
+
+@needs_jq
+@runs("jq -c '. + {n: ")
+def test_records_without_an_id_come_back_in_their_order(line: str, shell: Shell, server: Server) -> None:
+    server.hold(lambda request: request.prompt == "0")
+    shell.write("data.jsonl", rows(range(5)))
+    run = shell.start(line)
+    server.wait_answered(4)
+    server.release()
+    assert run.finish().status == 0
+    assert shell.read_rows("out.jsonl") == [{"id": each, "echo": str(each)} for each in range(5)]
+
+
+@needs_jq
+@runs("grep '^{' errors.jsonl | jq -c 'select(.raw)")
+def test_what_was_paid_for_is_rescued_from_the_error_lines(line: str, shell: Shell, server: Server) -> None:
+    answers = {"1": {"lable": "spam"}, "2": "prose", "3": "[1]", "4": {"label": "ham"}}
+    server.answer = lambda request: completion(answers[request.prompt])
+    shell.write("data.jsonl", rows([1, 2, 3, 4]) + b"no record\n")
+    command = "llmfilter --reask 0 -f label -p prompt.md < data.jsonl > out.jsonl 2> errors.jsonl"
+    assert shell.run(command).status == 1
+    assert shell.run(line).status == 0
+    assert shell.read_rows("out.jsonl") == [{"id": 4, "label": "ham"}, {"id": 1, "lable": "spam"}]
+
+
+@needs_jq
+@needs(make="make")
+@pytest.mark.parametrize(("failing", "status"), [(1, 0), (2, 2)])
+def test_make_takes_one_failed_row_in_a_hundred(shell: Shell, server: Server, failing: int, status: int) -> None:
+    server.answer = lambda request: error(400, "no") if int(request.prompt) < failing else completion({})
+    shell.write("Makefile", read_block("make, pandas", "make").encode())
+    shell.write("data.jsonl", rows(range(100)))
+    assert shell.run("make labels.jsonl > made").status == status
+    assert (shell.folder / "labels.jsonl").exists() == (status == 0)
+    if status == 0:
+        assert [row["id"] for row in shell.read_rows("labels.jsonl")] == list(range(failing, 100))
+        assert shell.run("make -q labels.jsonl").status == 0
+    server.answer = lambda request: completion({})
+    assert shell.run("touch data.jsonl; make labels.jsonl > made").status == 0
+    assert len(server.requests) == 100 + failing
+
+
+@needs_jq
+@runs("tail -n +1 -f app.jsonl | jq ")
+def test_some_lines_of_a_file_that_grows_come_out_while_tail_runs(line: str, shell: Shell, server: Server) -> None:
+    shell.write("app.jsonl", b'{"id":0,"level":"error"}\n')
+    run = shell.start(line).read_lines(1)
+    for each in (1, 2):
+        with (shell.folder / "app.jsonl").open("ab") as growing:
+            growing.write(b'{"id":9,"level":"info"}\n{"id":%d,"level":"error"}\n' % each)
+        run.read_lines(each + 1)
+    assert ids(run.rows) == [0, 1, 2]
+    os.killpg(run.pid, signal.SIGINT)
+    run.finish()
+
+
+@runs("tail -n +1 -f app.jsonl | llmfilter ")
 def test_a_record_that_a_file_grows_by_comes_out_while_tail_runs(line: str, shell: Shell, server: Server) -> None:
     shell.write("app.jsonl", rows([0, 1]))
     run = shell.start(line).read_lines(2)
@@ -384,6 +472,39 @@ def test_parallel_feeds_several_processes_on_one_cache(line: str, shell: Shell, 
     assert (run.status, run.stderr) == (0, b"")
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)
+    assert shell.run(line).status == 0
+    assert ids(shell.read_rows("out.jsonl")) == list(range(count))
+    check_asked_once(server, count)
+
+
+@needs_jq
+@needs_parallel
+@runs("parallel --pipe --round-robin ")
+def test_parallel_shares_a_small_file_and_each_process_has_its_counters(
+    line: str, shell: Shell, server: Server
+) -> None:
+    server.answer = lambda request: error(400, "no") if request.prompt == "7" else completion({})
+    shell.write("data.jsonl", fat_rows(60))
+    shell.run(line.replace("llmfilter", "llmfilter --stats st.{#}.json"))
+    for counter, sum_ in (("rows", 60), ("failed", 1)):
+        assert shell.run(f"jq -s 'map(.{counter}) | add' st.*.json").stdout == b"%d\n" % sum_
+    (shell.folder / "st.1.json").unlink()
+    assert 0 < int(shell.run("jq -s 'map(.rows) | add' st.*.json").stdout) < 60
+
+
+@needs_parallel
+@runs("parallel --pipe --round-robin ")
+def test_ctrl_c_lets_parallel_finish_what_is_paid_for(line: str, shell: Shell, server: Server) -> None:
+    """A server that takes longer than the 0.3 s that parallel waits unless told, before it kills."""
+    count = 600
+    server.hold(lambda request: int(request.prompt) >= 200)
+    shell.write("data.jsonl", fat_rows(count))
+    run = shell.start(line)
+    server.wait_for(200 + 4 * JOBS)
+    os.killpg(run.pid, signal.SIGINT)
+    Timer(1.0, server.release).start()
+    run.finish()
+    assert len(server.requests) < count
     assert shell.run(line).status == 0
     assert ids(shell.read_rows("out.jsonl")) == list(range(count))
     check_asked_once(server, count)

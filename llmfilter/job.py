@@ -37,7 +37,7 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     check_text(args, environ)
     schema = read_schema(args.schema) if args.schema is not None else None
     fields = request_fields(args.option, response_format(args.text, schema))
-    checks = make_checks(args, schema, 1 in (fields.get("max_tokens"), fields.get("max_completion_tokens")))
+    checks = make_checks(args, schema, fields.get("max_completion_tokens", fields.get("max_tokens")))
     if args.stream and "stream" in fields:
         raise UsageError("--stream and -o stream=false: give one of them")
     user = Template(parse_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None

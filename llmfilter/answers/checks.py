@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 _FAULTS_MOST = 5
+_RAISE = "raise -o max_tokens=N"
+_SHORTEN = "the model's context, or the server's own limit, is full: shorten the prompt, or give -o max_tokens=N"
 # A JSON object as bytes in one line, and the same parsed: splicing needs its keys.
 Answer = tuple[bytes, Mapping[str, Any]]
 
@@ -26,7 +28,7 @@ class Checks:
     key: put it under this key instead of merging it.
     is_text: any text is an answer, under `key`.
     response: the key of the server's whole response beside the answer, or None.
-    is_one_token: one token of text was asked for, so that one which was cut off there is whole.
+    tokens_most: what the request says in max_tokens, or None: where it is 1, one token of text is whole.
     takes_any: any object is an answer, and goes in as it is.
     """
 
@@ -37,14 +39,14 @@ class Checks:
         key: str | None = None,
         is_text: bool = False,
         response: str | None = None,
-        is_one_token: bool = False,
+        tokens_most: object = None,
     ) -> None:
         self._schema = schema
         self._fields = list(dict.fromkeys(fields))
         self._key = key
         self._is_text = is_text
         self.response = response
-        self._is_one_token = is_one_token
+        self._tokens_most = tokens_most
         self.takes_any = not (schema or fields or key is not None or is_text)
 
     def parse(self, content: str) -> Answer:
@@ -66,16 +68,23 @@ class Checks:
         Raise that fault, or what `parse` raises.
         """
         if fault and not (fault.kind == "truncated" and self._is_whole(content)):
-            raise fault
+            raise self._advise(fault)
         try:
             return self.parse(content)
         except RowError as error:
-            raise fault or error from None
+            raise self._advise(fault) if fault else error from None
+
+    def _advise(self, fault: RowError) -> RowError:
+        """Return the fault of a completion with the way out of it, where what was typed tells."""
+        if fault.kind != "truncated":
+            return fault
+        way = _RAISE if self._tokens_most is not None else _SHORTEN
+        return RowError(fault.kind, f"{fault.message}: {way}", raw=fault.raw)
 
     def _is_whole(self, content: str) -> bool:
         """Return whether a content that was cut off is one token that was asked for, or one JSON object."""
         if self._is_text:
-            return self._is_one_token and bool(content)
+            return self._tokens_most == 1 and bool(content)
         try:
             return content.rstrip().endswith("}") and isinstance(parse_json(content), dict)
         except ValueError:
@@ -100,8 +109,8 @@ def _under(key: str, text: bytes) -> Answer:
     return b"{%b:%b}" % (dump_text(key), text), {key: None}
 
 
-def make_checks(args: Namespace, schema: "Schema | None", is_one_token: bool = False) -> Checks:
-    """Return what an answer must be; is_one_token: one token of it was asked for."""
+def make_checks(args: Namespace, schema: "Schema | None", tokens_most: object = None) -> Checks:
+    """Return what an answer must be; tokens_most: what the request says in max_tokens, or None."""
     fields = [name.strip() for name in args.fields.split(",")] if args.fields is not None else []
     if args.fields is not None and not all(fields):
         raise UsageError(f"-f {args.fields!r}: give names with commas between them, like -f label,score")
@@ -113,7 +122,7 @@ def make_checks(args: Namespace, schema: "Schema | None", is_one_token: bool = F
     taken = fields if args.as_key is None else [args.as_key]
     if args.response in (taken or ["answer"] * args.text):
         raise UsageError(f"--response {printable(args.response)}: the answer has this key already: give another one")
-    return Checks(schema, fields, args.as_key, args.text, args.response, is_one_token)
+    return Checks(schema, fields, args.as_key, args.text, args.response, tokens_most)
 
 
 def response_format(is_text: bool, schema: "Schema | None") -> Any:

@@ -16,6 +16,7 @@ from llmfilter.errors import RowError
 from llmfilter.jsontext import drop_repeated, object_end, one_line, parse_json
 
 _SPECIAL_END = re.compile(r"(?:<\|\w+\|>\s*)+\Z")  # <|im_end|>, <|eot_id|>, <|return|>
+_LIST = re.compile(r"\s*(?:```\w*\s*)?\[\s*[\[{\"\d]")  # of objects, mostly in a fence
 _STEPS_MOST = 10_000_000  # characters read in search of an object: keeps hostile text from costing n²
 
 
@@ -33,7 +34,12 @@ def extract(content: str) -> tuple[bytes, dict[str, Any]]:
         return _search(content)
     if isinstance(value, dict):
         return one_line(drop_repeated(content, value)), value
-    raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
+    raise _no_object(value, content)
+
+
+def _no_object(value: Any, content: str) -> RowError:
+    way = 'a list: put it into an object, like {"items": [...]}' if isinstance(value, list) else "not an object"
+    return RowError("unparsable", f"the answer is JSON, but {way}", raw=content)
 
 
 def _search(content: str) -> tuple[bytes, dict[str, Any]]:
@@ -46,7 +52,9 @@ def _search(content: str) -> tuple[bytes, dict[str, Any]]:
             continue
         if isinstance(value, dict):
             return one_line(drop_repeated(text, value)), value
-        raise RowError("unparsable", "the answer is JSON, but not an object", raw=content)
+        raise _no_object(value, content)
+    if _LIST.match(content):
+        raise _no_object([], content)
     raise RowError("unparsable", f"the answer is not one JSON object: {fault}", raw=content)
 
 

@@ -13,24 +13,18 @@ from llmfilter.stats import Usage
 from llmfilter.words import printable
 
 TOKENS_MOST = (1 << 32) - 1
-# What servers give as `finish_reason`, in lower case: whole, cut off, withheld, or broken off by the server.
-_WHOLE = {
-    *("", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "stop_token", "complete", "completed"),
-    *(
-        "tool_calls",
-        "function_call",
-        "load",
-    ),  # without an answer, as the content tells; Ollama has only loaded the model
-}
-_CUT_OFF = {"length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens"}
-_WITHHELD = {
-    *("content_filter", "content_filtered", "safety", "recitation", "content_filter: recitation", "blocklist"),
-    *("prohibited_content", "spii", "sensitive", "guardrail_intervened", "guardrails"),
-}
+# What servers give as `finish_reason`, in lower case, and what it says of the answer. Beside OpenAI's own: vLLM,
+# SGLang, Ollama (null, `load`), Mistral (`model_length`), DeepSeek (`insufficient_system_resource`), OpenRouter
+# (`error`), and what gateways hand through of Anthropic, Gemini, Bedrock and Cohere.
+_WHOLE = {"", "stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "complete", "completed"}
+_WHOLE |= {"tool_calls", "function_call", "load"}  # without an answer, as the content tells
+_CUT_OFF = {"length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens", "error_limit"}
+_CUT_OFF |= {"model_context_window_exceeded", "incomplete"}
+_WITHHELD = {"content_filter", "content_filtered", "content_filter: recitation", "recitation", "sensitive"}
+_WITHHELD |= {"safety", "image_safety", "blocklist", "prohibited_content", "spii", "refusal", "error_toxic"}
+_WITHHELD |= {"guardrail_intervened", "guardrails"}
 _BROKEN_OFF = {"insufficient_system_resource", "abort", "aborted", "error", "network_error", "cancelled"}
-_CUT = (
-    "the answer was cut off: raise -o max_tokens=N if it is set; else the model's context is full: shorten the prompt"
-)
+_BROKEN_OFF |= {"user_cancel", "malformed_function_call", "malformed_response"}
 # What answers with 200 and is no chat completion: keys that tell it, what it is, the way out.
 _SHAPES = [
     ({"message", "done"}, "Ollama's own API", "give -u http://HOST:11434/v1"),
@@ -41,7 +35,9 @@ _SHAPES = [
     ({"output"}, "OpenAI's Responses API", "give the URL that /chat/completions follows"),
     ({"generated_text"}, "a text generation API", "give its OpenAI-compatible URL, which often ends in /v1"),
     ({"data", "object"}, "a list", "give the URL that /chat/completions follows"),
+    ({"choices"}, "text completions", "give the URL that /chat/completions follows"),
 ]
+_NO_ERROR: tuple[Any, ...] = (None, "", {}, [], False)  # what gateways leave in `error` beside an answer
 _ANY_SHAPE = "another API's answer", "give the URL of an OpenAI-compatible one, which often ends in /v1"
 _PAGE = "a web page", "give the URL of the API, which often ends in /v1"
 
@@ -73,14 +69,15 @@ def parse_completion(body: bytes) -> Completion:
         raise Faulty("the answer is not a JSON object", body, document, _ANY_SHAPE)
     choices = document.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if document.get("error") is not None:
+    if document.get("error") is not None and not (choice and document["error"] in _NO_ERROR):
         raise _sent_error(document, body)
-    if not isinstance(choice, dict) or not isinstance(message, dict):
+    if not isinstance(choice, dict) or not isinstance(choice.get("message", 0), dict | None):
         if document.get("errors"):
             raise _sent_error(document, body)
         shape = next(((what, way) for keys, what, way in _SHAPES if keys <= document.keys()), _ANY_SHAPE)
-        raise Faulty("the answer has no choices", body, document, None if "choices" in document else shape)
+        is_blank = "choices" in document and not choice  # what it was is not to be seen
+        raise Faulty("the answer has no choices", body, document, None if is_blank else shape)
+    message = choice.get("message") or {}  # null where Gemini has withheld it
     content = _content(message.get("content"), body)
     reason = finish_reason(choice)
     is_known = reason in _WHOLE | _CUT_OFF | _WITHHELD | _BROKEN_OFF
@@ -88,7 +85,7 @@ def parse_completion(body: bytes) -> Completion:
         body,
         content,
         parse_usage(document.get("usage")),
-        _fault(reason, choice, content, body),
+        _fault(reason, choice, message, content, body),
         None if is_known else f"the server ends answers with finish_reason {printable(reason, 100)!r}: taken as `stop`",
     )
 
@@ -105,13 +102,18 @@ def finish_reason(choice: dict[str, Any]) -> str:
     return reason.strip().lower() if isinstance(reason, str) else ""
 
 
-def _content(content: Any, body: bytes = b"") -> str:
-    if isinstance(content, list):  # parts: Mistral's thinking and text
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        return "".join([text for text in texts if isinstance(text, str)])
-    if isinstance(content, dict):  # Workers AI and some proxies parse it: its own bytes are the answer
-        return _cut_content(body)
-    return content if isinstance(content, str) else ""
+def _content(content: Any, body: bytes) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content):
+        return _text_of(content)
+    return _cut_content(body)  # Workers AI and some proxies parse it: its own bytes are the answer
+
+
+def _text_of(parts: list[dict[str, Any]]) -> str:
+    """Return the text among the parts of a content, as Mistral sends it beside thinking."""
+    texts = [part.get("text") for part in parts if part["type"] in ("text", "output_text")]
+    return "".join([text for text in texts if isinstance(text, str)])
 
 
 def _cut_content(body: bytes) -> str:
@@ -121,12 +123,11 @@ def _cut_content(body: bytes) -> str:
     return value_at(value_at(choice, "message"), "content").decode()
 
 
-def _fault(reason: str, choice: dict[str, Any], content: str, body: bytes) -> RowError | None:
-    message = choice["message"]
-    if choice.get("error") is not None:
+def _fault(reason: str, choice: dict[str, Any], message: dict[str, Any], content: str, body: bytes) -> RowError | None:
+    if choice.get("error") not in _NO_ERROR:
         return _sent_error({"error": choice["error"]}, body)
     if reason in _CUT_OFF:
-        return RowError("truncated", _CUT, raw=content or _reasoning(message))
+        return RowError("truncated", "the answer was cut off", raw=content or _reasoning(message))
     if reason in _WITHHELD:
         return RowError("filtered", f"the server withheld the answer (finish_reason {reason})", raw=content)
     if reason in _BROKEN_OFF:
@@ -149,7 +150,8 @@ def _reasoning(message: dict[str, Any]) -> str | None:
             return str(message[key])
     if isinstance(message.get("content"), list):  # Mistral's thinking parts
         inner = [part.get("thinking") for part in message["content"] if isinstance(part, dict)]
-        return _content([each for part in inner if isinstance(part, list) for each in part]) or None
+        texts = [each for part in inner if isinstance(part, list) for each in part]
+        return _text_of([each for each in texts if isinstance(each, dict) and "type" in each]) or None
     return None
 
 

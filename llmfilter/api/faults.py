@@ -137,7 +137,7 @@ def _end(who: str, message: str, advice: str) -> RunError:
 def _hint(status: int, words: str, codes: set[str]) -> str:
     if status == 400 and "temperature" in words:
         return "; without it: -o temperature=null"
-    if status == 404 and not codes:
+    if status in (204, 404, 405, 410) and not codes:
         return "; is the base URL complete (many servers want /v1 in it)?"
     return ""
 

@@ -151,6 +151,8 @@ def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
         if key in _BUILT:
             instead = f"use {_BUILT[key]}" if _BUILT[key] else f"each row is one answer; for several: {SAMPLES}"
             raise UsageError(f"-o {key}=…: llmfilter sets this field itself; {instead}")
+        if key == "extra_body":
+            raise UsageError("-o extra_body=…: it is openai-python's own: give its fields themselves, like -o top_k=5")
         fields[key] = parse_value(key, text)
         if key == "stream" and fields[key] is not False:
             raise UsageError("-o stream=…: only false can be given, for servers that stream unless told; else --stream")

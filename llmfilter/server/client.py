@@ -22,6 +22,7 @@ from llmfilter.words import printable
 Fault = TypeVar("Fault", bound=RowError | RunError)
 MESSAGE_CHARS_MOST = 1000
 LIMIT_S = 600.0  # so long without one success, or asked to wait for longer: the run is hopeless
+NOTICES_MOST = 3  # different ones about answers, each said once
 SAID_AFTER_S = 5.0  # without one success: who watches wants to know what is waited for
 
 
@@ -97,7 +98,7 @@ class Client:
                 raise
         self._note_answer(ticket)
         self.stats.billed = self.stats.billed.plus(completion.usage)
-        if completion.notice and completion.notice not in self._noticed:
+        if completion.notice and completion.notice not in self._noticed and len(self._noticed) < NOTICES_MOST:
             self._noticed.add(completion.notice)
             self._say(completion.notice)
         return completion

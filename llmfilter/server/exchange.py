@@ -314,4 +314,7 @@ def _unpack(body: bytes, encoding: str, most: int, is_error: bool) -> bytes:
     except zlib.error:
         if is_error:
             return b""
-        raise Faulty(f"the answer is compressed ({printable(encoding)}), which was not asked for", b"") from None
+        what = f"compressed ({printable(encoding)}), which was not asked for"
+        raise Faulty(
+            f"the answer is {what}", b"", shape=(what, "let it, or the proxy before it, send them as they are")
+        ) from None

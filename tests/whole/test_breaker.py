@@ -232,12 +232,14 @@ def test_one_token_that_was_asked_for_is_whole(program: Programs, server: Server
         (b'{"result":{"response":"{}"},"success":true}', "Cloudflare's own API"),
         (b'{"generated_text":"{}"}', "a text generation API"),
         (b"{}", "another API's answer"),
+        (b'{"choices":[{"text":"{}","finish_reason":"stop"}],"usage":{"prompt_tokens":9}}', "text completions"),
+        (Response(b"\x0b\x02\x80{}\x03", headers={"Content-Encoding": "br"}), "compressed (br)"),
     ],
 )
 def test_an_answer_that_is_no_completion_is_asked_for_three_times_in_all(
-    body: bytes, words: str, program: Programs, server: Server
+    body: bytes | Response, words: str, program: Programs, server: Server
 ) -> None:
-    server.answer = lambda request: Response(body)
+    server.answer = lambda request: Response(body) if isinstance(body, bytes) else body
     run = program.run(*ASK, "-j", "1", input=rows(range(200)))
     assert run.status == 3
     assert f"the server's first 3 answers are no chat completions but {words}" in run.said[-1]

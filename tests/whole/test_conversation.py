@@ -4,6 +4,7 @@ import json
 import signal
 from typing import Any
 
+import pytest
 from program import ASK, Programs, rows
 from server import Request, Response, Server, completion, error
 
@@ -112,3 +113,47 @@ def test_once_the_run_stops_nothing_is_asked_again(program: Programs, server: Se
     run.finish()
     assert [(line["error"], line["raw"], line["attempts"]) for line in run.errors] == [("unparsable", "no JSON", 1)]
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ((), "shorten the prompt, or give -o max_tokens=N"),
+        (("-o", "max_tokens=5"), "cut off: raise -o max_tokens=N"),
+        (("-o", "max_completion_tokens={id}"), "cut off: raise -o max_tokens=N"),
+    ],
+)
+def test_an_answer_that_was_cut_off_says_what_can_be_done(
+    options: tuple[str, ...], way: str, program: Programs, server: Server
+) -> None:
+    server.answer = lambda request: CUT
+    run = program.run(*ASK, *options, input=rows([1]))
+    (line,) = run.errors
+    assert line["error"] == "truncated" and line["message"].endswith(way)
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}]', "```json\n[1]\n```", [{"a": 1}]])
+@pytest.mark.parametrize("options", [(), ("-f", "a")])
+def test_an_answer_that_is_a_list_names_the_way_out(
+    content: Any, options: tuple[str, ...], program: Programs, server: Server
+) -> None:
+    body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+    server.answer = lambda request: Response(json.dumps(body).encode())
+    run = program.run(*ASK, *options, "--reask", "0", input=rows([1]))
+    (line,) = run.errors
+    assert line["error"] == "unparsable" and '{"items": [...]}' in line["message"]
+    assert len(server.requests) == 1
+
+
+def test_a_withheld_answer_without_a_message_is_asked_for_once(program: Programs, server: Server) -> None:
+    withheld = {"choices": [{"finish_reason": "PROHIBITED_CONTENT", "message": None}], "usage": {"total_tokens": 9}}
+    server.answer = lambda request: Response(json.dumps(withheld).encode())
+    run = program.run(*ASK, input=rows([1]))
+    assert [line["error"] for line in run.errors] == ["filtered"]
+    assert len(server.requests) == 1
+
+
+def test_extra_body_is_no_field(program: Programs, server: Server) -> None:
+    run = program.run(*ASK, "-o", 'extra_body={"top_k": 5}', input=rows([1]))
+    assert (run.status, len(server.requests)) == (2, 0)
+    assert "give its fields themselves, like -o top_k=5" in run.said[0]

@@ -42,7 +42,9 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
         raise UsageError("--stream and -o stream=false: give one of them")
     user = Template(parse_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
     system = Template(read_system(args.system)) if args.system is not None else None
-    if user and not varies(user, system, fields):
+    if args.image is not None and not user:
+        raise UsageError("--image puts pictures behind the text of -p: give that; a record's own messages hold them")
+    if user and not args.image and not varies(user, system, fields):
         refuse_fixed(peek_keys(stdin))
     is_dry = args.dry_run or args.to_batch
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry)
@@ -52,7 +54,7 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
         from llmfilter.server.models import only_model
 
         model = await only_model(endpoint, args.timeout, is_dry)
-    prompt = Prompt(user, system, model, fields)
+    prompt = Prompt(user, system, model, fields, args.image)
     plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
     if is_dry:
         return partial(make_preview, plan, None if args.to_batch else args)
@@ -83,9 +85,12 @@ def make_preview(plan: Plan, dry: Namespace | None, run: Run) -> Mode:
 
     tally = Tally(Seen(plan.cache.folder))
     if dry:
+        from llmfilter.input.pictures import shorten
         from llmfilter.modes.dry_run import DryRun
 
-        return Preview(plan, DryRun(tally, run.stats, dry.budget, dry.stream), run)
+        return Preview(
+            plan, DryRun(tally, run.stats, dry.budget, dry.stream, shorten if plan.prompt.image else None), run
+        )
     from llmfilter.modes.to_batch import ToBatch
 
     return Preview(plan, ToBatch(tally), run)
@@ -109,7 +114,7 @@ def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run],
 def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
     """Raise UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
     typed = {"-s": args.system, "-m": args.model, "-f": args.fields, "--as": args.as_key, "-u": args.base_url}
-    typed["--response"] = args.response
+    typed |= {"--response": args.response, "--image": args.image}
     for option, text in [
         *typed.items(),
         *(("-o", each) for each in args.option),

@@ -25,6 +25,8 @@ prompt:
   -p, --prompt FILE        user prompt; {field} is filled from each record (default: none, the
                            record carries its own `messages`)
   -s, --system TEXT        system prompt, or @FILE to read it from a file; may hold {field}s too
+      --image FIELD        also send the picture, or the list of them, whose path or URL stands in
+                           FIELD, behind the text
 
 server:
   -m, --model NAME         model (default: $OPENAI_MODEL, else the server's only model)

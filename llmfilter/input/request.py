@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from llmfilter.errors import RowError, UsageError, attempt
+from llmfilter.input.pictures import picture_parts
 from llmfilter.input.template import Field, Template, dump_value, inside, json_at, parse_field, text_at
 from llmfilter.jsontext import depth, dump_text, is_exact, object_end, one_line, parse_exact, parse_json
 from llmfilter.words import SAMPLES
@@ -24,6 +25,7 @@ class Prompt:
 
     user: the template of the user message, or None where each record carries its own `messages`.
     system: the template of the system message.
+    image: the field that names the pictures behind the user's text, or None.
     fields: the other request fields, in order; as an attribute their names.
     head: what each body begins with.
     fixed_bytes: the size of a body without the record's values.
@@ -35,7 +37,10 @@ class Prompt:
         system: Template | None,
         model: str,
         fields: Mapping[str, Any],
+        image: str | None = None,
     ) -> None:
+        self.image = image
+        self._pictures_at: int | None = None
         self._parts = [orjson.dumps({"model": model, "messages": []})[:-2]]
         self._list_at = len(self._parts[0].decode()) - 1
         self._texts: list[tuple[int, str, str | None]] = []  # place, name, and key if the name is one
@@ -45,7 +50,7 @@ class Prompt:
             self._add_message(b"system", system)
             self._parts[-1] += b","
         if user:
-            self._add_message(b"user", user)
+            self._add_message(b"user", user, has_pictures=image is not None)
         else:
             self._own_at = len(self._parts)
             self._parts += [b"", b""]
@@ -57,13 +62,19 @@ class Prompt:
         self.fields = fields.keys()
         self.fixed_bytes = sum(map(len, self._parts))
 
-    def _add_message(self, role: bytes, template: Template) -> None:
-        self._parts[-1] += b'{"role":"%b","content":"%b' % (role, template.parts[0])
+    def _add_message(self, role: bytes, template: Template, has_pictures: bool = False) -> None:
+        opening = b'[{"type":"text","text":' if has_pictures else b""
+        self._parts[-1] += b'{"role":"%b","content":%b"%b' % (role, opening, template.parts[0])
         first = len(self._parts) - 1
         for at, name in template.placeholders:
             self._texts.append((first + at, name, None if "." in name else name))
         self._parts += template.parts[1:]
-        self._parts[-1] += b'"}'
+        self._parts[-1] += b'"'
+        if has_pictures:  # behind the text, which others may share: servers' caches work on prefixes
+            self._parts[-1] += b"}"
+            self._pictures_at = len(self._parts)
+            self._parts += [b"", b"]"]
+        self._parts[-1] += b"}"
 
     def _add_field(self, key: str, value: Any) -> None:
         self._parts[-1] += b",%b:" % orjson.dumps(key)
@@ -85,6 +96,8 @@ class Prompt:
                 parts[at] = inside(text_at(name, record, raw))
         if self._own_at is not None:
             parts[self._own_at] = _own_messages(record, raw)
+        if self._pictures_at is not None and self.image is not None:
+            parts[self._pictures_at] = picture_parts(self.image, record)
         for at, name in self._values:
             parts[at] = json_at(name, record, raw)
         return b"".join(parts)

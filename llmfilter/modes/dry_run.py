@@ -1,6 +1,7 @@
 """What a run prints that sends nothing: request bodies (`-n`)."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -24,13 +25,22 @@ class DryRun:
     stats: tells the price of tokens, and what the cache's answers had cost.
     budget: of `--budget`, if it was given.
     is_streaming: whether streams will be asked for.
+    shorten: makes a body fit to be looked at.
     """
 
-    def __init__(self, tally: Tally, stats: Stats, budget: float | None, is_streaming: bool) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        stats: Stats,
+        budget: float | None,
+        is_streaming: bool,
+        shorten: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         self._tally = tally
         self._stats = stats
         self._budget = budget
         self._is_streaming = is_streaming
+        self._shorten = shorten
         self._tokens = self._attachments = self._within = 0
 
     def line(self, key: bytes, body: bytes, found: bytes | RowError | None) -> bytes:
@@ -40,6 +50,8 @@ class DryRun:
             tokens, attachments = measure(body)
             self._tokens += tokens
             self._attachments += attachments
+        if self._shorten:
+            body = self._shorten(body)
         return (ask_stream(body) if self._is_streaming else body) + b"\n"
 
     def report(self, stats: Stats, is_whole: bool) -> list[str]:

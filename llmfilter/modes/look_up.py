@@ -56,7 +56,8 @@ class LookUp:
         self._run = run
         self.hopeless = Hopeless(run.stats, plan.prompt.fields)
         self.replay = Replay(plan.checks, run.stats)
-        self.lines_most = max(1, min(_ROWS_MOST, BUFFER_BYTES // plan.prompt.fixed_bytes))
+        # A picture is as large as thousands of rows.
+        self.lines_most = 1 if plan.prompt.image else max(1, min(_ROWS_MOST, BUFFER_BYTES // plan.prompt.fixed_bytes))
         self.taken = 0
         plan.cache.on_failure = run.output.say
 

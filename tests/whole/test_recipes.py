@@ -546,9 +546,10 @@ def test_several_samples_of_each_row(line: str, shell: Shell, server: Server) ->
 
 
 @needs_jq
-@runs("for f in *.png")
+@runs("ls *.png | ")
 def test_pictures_become_labels_without_the_picture(line: str, shell: Shell, server: Server) -> None:
-    pictures = {f"{name}.png": b"\x89PNG" + os.urandom(70_000) for name in ("cat", "a dog")}
+    pictures = {f"{name}.png": b"\x89PNG\r\n\x1a\n" + os.urandom(70_000) for name in ("cat", "a dog")}
+    shell.write("prompt.md", b"What is this? As JSON.")
     for name, content in pictures.items():
         shell.write(name, content)
 

@@ -27,9 +27,6 @@ _BROKEN_OFF = {"insufficient_system_resource", "abort", "aborted", "error", "net
 _BROKEN_OFF |= {"user_cancel", "malformed_function_call", "malformed_response"}
 _NOTICE = "the server ends answers with finish_reason {!r}: taken as `stop`"
 _KNOWN = _WHOLE | _CUT_OFF | _WITHHELD | _BROKEN_OFF
-_CUT = (
-    "the answer was cut off: raise -o max_tokens=N if it is set; else the model's context is full: shorten the prompt"
-)
 # What answers with 200 and is no chat completion: keys that tell it, what it is, the way out.
 _SHAPES = [
     ({"message", "done"}, "Ollama's own API", "give -u http://HOST:11434/v1"),

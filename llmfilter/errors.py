@@ -52,6 +52,9 @@ def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | 
         return fault
 
 
+LATE_S = 30.0  # an answer that was waited for so long was most likely billed
+
+
 class Retryable(RowError):
     """The same request may succeed later.
 
@@ -59,6 +62,8 @@ class Retryable(RowError):
     is_refusal: the server has no room now (a rate limit, a full queue, a model that loads), which uses up
     no attempt. Otherwise it is a fault.
     is_unreachable: nothing could be sent.
+    is_dropped: the connection broke before anything of the answer came.
+    overdue_s: where it ended at a time limit, ours or another's, after how long.
     advice: what to do if it is all that was ever heard of the server.
     """
 
@@ -72,13 +77,21 @@ class Retryable(RowError):
         after_s: float | None = None,
         is_refusal: bool = False,
         is_unreachable: bool = False,
+        is_dropped: bool = False,
         advice: str = CHECK_URL,
     ) -> None:
         super().__init__(kind, message, status=status, raw=raw)
         self.after_s = after_s
         self.is_refusal = is_refusal
         self.is_unreachable = is_unreachable
+        self.is_dropped = is_dropped
+        self.overdue_s: float | None = None
         self.advice = advice
+
+    @property
+    def is_late(self) -> bool:
+        """Tell whether it ended at a time limit after so long that the answer was most likely billed."""
+        return self.overdue_s is not None and self.overdue_s >= LATE_S
 
 
 class Incomplete(RowError):

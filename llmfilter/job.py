@@ -3,17 +3,12 @@
 Everything that is wrong with it shows here, before any row is read: as UsageError.
 """
 
-import hashlib
-import os
-import stat
-import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmfilter import __version__
 from llmfilter.answers.checks import make_checks, response_format
 from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
@@ -21,7 +16,7 @@ from llmfilter.input.records import peek_keys
 from llmfilter.input.request import Keys, Prompt, request_fields
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed, varies
 from llmfilter.modes.look_up import Plan
-from llmfilter.options import typed_options
+from llmfilter.options import make_parser
 from llmfilter.pipeline import Mode, Run
 from llmfilter.server.endpoint import Endpoint, make_endpoint
 from llmfilter.words import printable
@@ -61,48 +56,9 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
         model = await only_model(endpoint, args.timeout, is_dry)
     prompt = Prompt(user, system, model, fields, args.image)
     plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
-    origin = describe_run(args, model, endpoint)
     if is_dry:
-        return partial(begin, origin, partial(make_preview, plan, None if args.to_batch else args))
-    return partial(begin, origin, partial(make_asking, plan, args, endpoint))
-
-
-def begin(origin: dict[str, Any], make_mode: Callable[[Run], Mode], run: Run) -> Mode:
-    """Return the mode of a run that knows where its answers come from."""
-    run.stats.run = origin
-    return make_mode(run)
-
-
-def describe_run(args: Namespace, model: str, endpoint: Endpoint) -> dict[str, Any]:
-    """Return what makes the answers what they are, without secrets: for `--stats`."""
-    options = {name.lstrip("-"): value for name, value in typed_options(args).items()}
-    options["header"] = [each.partition(":")[0] for each in args.header]
-    texts = {"prompt": args.prompt, "system": args.system and args.system.removeprefix("@"), "schema": args.schema}
-    return {
-        "version": __version__,
-        "model": model,
-        "url": endpoint.mask.text(endpoint.url),
-        **{name: digest(text) for name, text in texts.items() if text},
-        "options": {name: _mask(value, endpoint) for name, value in options.items() if value != []},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def digest(text: str) -> str | None:
-    """Return the SHA-256 of a file, as sha256sum prints it, or of what is no file's name; None for a pipe."""
-    try:
-        if not stat.S_ISREG(os.stat(text).st_mode):
-            return None  # it can be read only once
-        content = Path(text).read_bytes()
-    except (OSError, ValueError):  # a text, mostly too long for a name
-        content = text.encode("utf-8", "surrogateescape")
-    return hashlib.sha256(content).hexdigest()
-
-
-def _mask(value: Any, endpoint: Endpoint) -> Any:
-    if isinstance(value, list):
-        return [_mask(each, endpoint) for each in value]
-    return endpoint.mask.text(value) if isinstance(value, str) else value
+        return partial(make_preview, plan, None if args.to_batch else args)
+    return partial(make_asking, plan, args, endpoint)
 
 
 def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mode:
@@ -144,8 +100,9 @@ def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run],
     """Return what makes the mode that puts a Batch API's results into the cache."""
     from llmfilter.modes.from_batch import FromBatch
 
-    for option in typed_options(args):
-        if option not in _LOADING:
+    for action in make_parser()._actions:
+        option = action.option_strings[-1]
+        if option not in _LOADING and getattr(args, action.dest, action.default) != action.default:
             raise UsageError(
                 f"--from-batch only puts results into the cache: {option} belongs to the same command without it"
             )

@@ -58,7 +58,7 @@ class Stats:
     that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
     of them by its line and key; refusals: requests for which the server had no room; limit: what it was
     found to take, like `8 at a time`; billed: tokens of this run; saved: those that the cache's answers
-    had cost; price: of tokens, if it is known; run: what was asked of whom, and when.
+    had cost; price: of tokens, if it is known.
     """
 
     rows: int = 0
@@ -76,7 +76,6 @@ class Stats:
     billed: Usage = NOTHING
     saved: Usage = NOTHING
     price: Price | None = None
-    run: dict[str, Any] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
 
     def count_replaced(self, line: int, record: Mapping[str, Any], answer_keys: Mapping[str, Any]) -> None:
@@ -120,7 +119,6 @@ class Stats:
                 "cost_saved": round(self.price.cost(self.saved), 9),
             }
         return {
-            "run": self.run,
             "rows": self.rows,
             "answered": self.answered,
             "cached": self.cached,

@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
-from llmfilter.errors import Retryable, RowError, RunError
+from llmfilter.errors import LATE_S, Retryable, RowError, RunError
 from llmfilter.jsontext import parse_json
 from llmfilter.words import printable
 
@@ -24,6 +24,9 @@ _TOP_UP = "no credit is left: top up, then give the same command again"
 _CHECK_KEY = "check $OPENAI_API_KEY (or the -H that authorizes)"
 _CHECK_PROXY = "check the user and password in $HTTPS_PROXY or $HTTP_PROXY"
 FINAL = {401, 402, 407}  # these end the run, whatever the body says
+# Somebody's patience is over: the server's own, a proxy's, Cloudflare's (522, 524).
+_OVERDUE = {408, 504, 522, 524}
+_ENDLESS = "-o max_tokens=N for a model that does not stop"
 NEVER = {501, 505}  # not implemented: the same request won't be the next time either
 _LIST_MOST = 20  # of what a server lists as wrong
 
@@ -117,9 +120,31 @@ def _as_the_server_wants(remedy: Remedy, status: int, verdict: str | None, after
 
 def classify_hidden(document: Any) -> RunError | None:
     """Return what an error object sent with status 200 means for the run; None if only its row is concerned."""
-    if _NO_CREDIT & error_codes(document):
+    codes = error_codes(document)
+    if codes & {*_NO_CREDIT, "402"}:
         return _end("the server", server_words(document, b""), _TOP_UP)
+    if "401" in codes:
+        return _end("the server", server_words(document, b""), _CHECK_KEY)
     return None
+
+
+def note_time(fault: RowError | RunError, took_s: float, is_streaming: bool) -> None:
+    """Note on a fault that it was a time limit, if it was one, and after a long one say the way out.
+
+    took_s: since the request was sent; is_streaming: whether a stream was asked for.
+    """
+    if not isinstance(fault, Retryable):
+        return
+    is_ours = fault.kind == "timeout"
+    if is_ours or fault.status in _OVERDUE or (fault.is_dropped and took_s >= LATE_S):
+        fault.overdue_s = took_s
+    if not fault.is_late:
+        return
+    if is_ours:
+        fault.message += f": a longer --timeout, or {_ENDLESS}"
+    else:
+        ways = _ENDLESS if is_streaming else f"--stream, or {_ENDLESS}"
+        fault.message = f"{printable(fault.message)}, after {took_s:.0f} s, as a proxy that loses patience does: {ways}"
 
 
 def classify_proxy(status: int, reason: str) -> Retryable | RunError:

@@ -100,9 +100,7 @@ class Stream:
             words = server_words(self._top, b"")  # of an error that does not look like one
             words = f": {words}" if words else " (no finish_reason, no usage)"
             raise self._fault(f"the stream ended before the answer did{words}", self._top)
-        body = self._body()
-        self._check_size(body)
-        return body
+        return self._body()
 
     @property
     def is_whole(self) -> bool:

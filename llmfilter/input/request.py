@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -106,28 +106,13 @@ class Prompt:
         """Return the request for each record, or what is wrong with it; what was wrong before stays so."""
         try:
             if {*map(type, records)} == {dict}:
-                sound = cast(Sequence[dict[str, Any]], records)
-                return [*(self._plain_bodies(sound) or map(self.body, sound, raws))]
+                return list(map(self.body, records, raws))  # type: ignore[arg-type]
         except RowError:
             pass
         return [
             record if isinstance(record, RowError) else attempt(self.body, record, raw)
             for record, raw in zip(records, raws, strict=True)
         ]
-
-    def _plain_bodies(self, records: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
-        """Return the requests where one text of each record is all that differs, as nearly always; else None."""
-        if len(self._texts) != 1 or self._values or self._own_at is not None:
-            return None
-        at, name = self._texts[0][:2]
-        texts = [record.get(name) for record in records] if "." not in name else [None]
-        if {*map(type, texts)} != {str}:
-            return None
-        before, after = b"".join(self._parts[:at]), b"".join(self._parts[at + 1 :])
-        try:
-            return [b"".join((before, orjson.dumps(text)[1:-1], after)) for text in texts]
-        except orjson.JSONEncodeError:  # a lone surrogate
-            return None
 
     def extend(self, body: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
         """Return `body` with more messages, (role, content) each, at the end of its list."""

@@ -8,6 +8,7 @@ from llmfilter.errors import Retryable
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.5, 60.0  # after a failure
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.25, 8.0  # after a refusal
 SPEAKS_TWICE = 2  # so many refusals or failures of a row tell something about the server
+LATE_MOST = 2  # attempts that end at a time limit after so long that each was most likely billed
 GIVE_UP_REFUSALS, GIVE_UP_ANSWERS = 6, 10  # of the row, and of others meanwhile
 
 
@@ -23,7 +24,7 @@ class Attempts:
         self._retries = retries
         self.sent = 0
         self.refusal: Retryable | None = None
-        self._failures = self._refusals = 0
+        self._failures = self._refusals = self._late = 0
         self._answers = 0  # of the whole run, when it first failed or was refused
 
     def is_own_fault(self, answers: int) -> bool:
@@ -55,11 +56,12 @@ class Attempts:
             self._failures += is_counted
             is_over = self._failures > self._retries
             wait_s = delay_s(fault.after_s, max(1, self._failures), jitter)
-        return None if is_over else wait_s
+        self._late += fault.is_late
+        return None if is_over or self._late >= LATE_MOST else wait_s
 
     def forget_failures(self) -> None:
         """Begin anew, with another request."""
-        self._failures = 0
+        self._failures = self._late = 0
 
 
 def pause_s(after_s: float | None, refusals: int, jitter: float) -> float:

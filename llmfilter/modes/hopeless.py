@@ -15,6 +15,7 @@ from llmfilter.stats import Stats
 from llmfilter.words import printable
 
 REJECTED_MOST = 32  # rows that fail before any success: all the others would, too
+LATE_MOST = 8  # rows given up at a time limit, each after a long wait, which was most likely billed
 FOREIGN_MOST = 3  # answers that are no completions: each of them may have been billed
 UNUSABLE = ("unparsable", "invalid", "truncated")
 _SHOWN = 200  # characters of a fault
@@ -39,7 +40,7 @@ class Hopeless:
         self._fields = {"model", *fields}
         self._has_answered = False  # if only with an answer of no use
         self._has_spoken = False  # if only in an error
-        self._rejected = 0
+        self._rejected = self._late = 0
         self._foreign = 0
         self._unusable: list[RowError] = []
         self._unsent = 0
@@ -80,7 +81,11 @@ class Hopeless:
         """Note that a row has failed for good; raise RunError if all of them would."""
         if self._is_proven:
             return
-        if isinstance(fault, Retryable) and fault.kind == "network" and not self._has_spoken:
+        if isinstance(fault, Retryable) and fault.is_late:
+            self._late += 1
+            if self._late >= LATE_MOST:
+                raise RunError(f"the first {LATE_MOST} rows all ended at a time limit, the last with {fault.message}")
+        elif isinstance(fault, Retryable) and fault.kind == "network" and not self._has_spoken:
             raise RunError(f"the server can't be reached: {fault.message}: {fault.advice}")
         if isinstance(fault, ModelMissing):
             raise RunError(f"the server has no such model ({fault.message}): check -m and -u")

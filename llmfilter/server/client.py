@@ -87,6 +87,7 @@ class Client:
                 self.limit.release(ticket)
                 is_again |= isinstance(again, Stale)
             except (RowError, RunError) as fault:
+                faults.note_time(fault, self.limit.took_s(ticket), self._wire.is_streaming)
                 self._learn(self.clean(fault), ticket, sender)
                 raise fault from None
             except Abandoned:  # it was not sent yet
@@ -123,7 +124,9 @@ class Client:
                 raise self.clean(end)
             return
         is_own = sender.is_own_fault(self.answers)
-        if not fault.is_refusal:
+        if fault.overdue_s is not None and not fault.is_refusal:
+            self.limit.overdue(ticket, is_own)
+        elif not fault.is_refusal:
             self.limit.failed(ticket, is_own, fault.is_unreachable)
         else:
             self.stats.refusals += 1

@@ -57,7 +57,10 @@ class Wire:
 
     timeout_s: for one exchange, whole.
     at_server: how many requests are sent and not answered yet.
+    is_streaming: whether streams are asked for.
     """
+
+    is_streaming = False
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         # As typed: a signed query must not be quoted in another way.
@@ -110,14 +113,12 @@ class Wire:
                     connection = await self._direct.connect()
             self.at_server += 1
             try:
-                answer = await connection.ask(self._direct.encode(body), due)
-                if isinstance(answer, bytes):
-                    reply = Reply(200, {}, answer)
+                head, stream = await connection.ask(self._direct.encode(body), due)
+                if stream.is_eof():
+                    content = stream.read_nowait()
                 else:
-                    head, stream = answer
                     came = _stream_in(head.code, head.headers)
                     content = await _read(stream, head.code, due, came)
-                    reply = Reply(head.code, head.headers, _check(head.code, head.headers, content))
             finally:
                 self.at_server -= 1
         except BaseException as error:
@@ -126,7 +127,7 @@ class Wire:
                 connection.abort()  # a close would first send what nobody takes
             raise self._translate(error, asked_at, self._timeout_s, is_used, came) from None
         self._direct.keep(connection)
-        return reply
+        return Reply(head.code, head.headers, _check(head.code, head.headers, content))
 
     async def models(self) -> Reply:
         """Ask for the list of models; raise as `post` does."""

@@ -50,7 +50,8 @@ def classify(error: BaseException) -> Retryable | RunError:
 
 def _broken(message: str) -> Retryable:
     # What speaks the one often closes without a word on the other.
-    return Retryable("network", message, advice=f"{CHECK_URL}, and whether it begins with http:// or https://")
+    advice = f"{CHECK_URL}, and whether it begins with http:// or https://"
+    return Retryable("network", message, is_dropped=True, advice=advice)
 
 
 def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunError:

@@ -13,6 +13,8 @@ TRIAL_S = 1.0  # what a server does not know it refuses at once
 class StreamingWire(Wire):
     """Connections on which streams are asked for, with the tokens at their end as long as the server tells them."""
 
+    is_streaming = True
+
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         super().__init__(endpoint, timeout_s)
         self._has_usage = True

@@ -223,6 +223,16 @@ class Judge:
         else:
             self._judge(ticket, after_s, now)
 
+    def overdue(self, ticket: Ticket, is_own: bool, now: float) -> None:
+        """Note that a request ended at a time limit, as in a queue that is too long: half as many are soon answered.
+
+        is_own: this row keeps failing while others are answered
+        """
+        burst_end = self._burst_end
+        self.refused(ticket, None, is_own, now)
+        if self.mode == CEILING and self._burst_end != burst_end:
+            self._ceiling.lower(self._history.held(ticket) // 2, 0)
+
     def failed(self, ticket: Ticket, is_own: bool, is_unreachable: bool, now: float) -> None:
         """Note that a request came to nothing, without a word about room: a timeout, a reset, a 5xx.
 

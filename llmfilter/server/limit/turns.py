@@ -88,6 +88,10 @@ class Limit:
             if not turn.done():
                 turn.set_exception(Abandoned())
 
+    def took_s(self, ticket: Ticket) -> float:
+        """Return for how long a request has been under way."""
+        return self._clock() - ticket.sent_at
+
     def answered(self, ticket: Ticket) -> None:
         """Note that the server took a request."""
         self._judge.answered(ticket, self._clock())
@@ -96,6 +100,11 @@ class Limit:
     def refused(self, ticket: Ticket, after_s: float | None = None, is_own: bool = False) -> None:
         """Note that the server had no room; after_s: how long it asks to wait; is_own: see `Judge.refused`."""
         self._judge.refused(ticket, after_s, is_own, self._clock())
+        self._pump()
+
+    def overdue(self, ticket: Ticket, is_own: bool = False) -> None:
+        """Note that a request ended at a time limit; is_own: see `Judge.overdue`."""
+        self._judge.overdue(ticket, is_own, self._clock())
         self._pump()
 
     def failed(self, ticket: Ticket, is_own: bool = False, is_unreachable: bool = False) -> None:

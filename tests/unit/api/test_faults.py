@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from llmfilter.api.faults import classify, classify_hidden, classify_proxy, retry_after_s, server_words
+from llmfilter.api.faults import classify, classify_hidden, classify_proxy, note_time, retry_after_s, server_words
 from llmfilter.errors import Retryable, RowError, RunError
 from llmfilter.modes.attempts import BACKOFF_FIRST_S, BACKOFF_MOST_S, delay_s
 from llmfilter.words import printable
@@ -218,3 +218,45 @@ def test_foreign_words_are_made_fit_for_a_line(text: str, shown: str) -> None:
 
 def test_a_long_list_of_faults_is_not_told_whole() -> None:
     assert len(server_words({"detail": [{"msg": "no"}] * 1_000_000}, b"")) < 100
+
+
+ENDLESS = "-o max_tokens=N for a model that does not stop"
+LOST = "as a proxy that loses patience does: "
+
+
+def dropped() -> Retryable:
+    return Retryable("network", "it broke", is_dropped=True)
+
+
+def ours() -> Retryable:
+    return Retryable("timeout", "no answer within 60 s (--timeout)")
+
+
+def http(status: int) -> Retryable:
+    return Retryable("http", f"HTTP {status}", status=status)
+
+
+@pytest.mark.parametrize(
+    ("fault", "took_s", "is_streaming", "is_limit", "words"),
+    [
+        (ours(), 60, False, True, f"no answer within 60 s (--timeout): a longer --timeout, or {ENDLESS}"),
+        (ours(), 29, False, True, "no answer within 60 s (--timeout)"),
+        *(
+            (http(status), 61.2, False, True, f"HTTP {status}, after 61 s, {LOST}--stream, or {ENDLESS}")
+            for status in (408, 504, 522, 524)
+        ),
+        (http(504), 2, False, True, "HTTP 504"),
+        (http(502), 61, False, False, "HTTP 502"),
+        (dropped(), 31, True, True, f"it broke, after 31 s, {LOST}{ENDLESS}"),
+        (dropped(), 29, False, False, "it broke"),
+        (Retryable("network", "it broke within the answer"), 31, False, False, "it broke within the answer"),
+        (RowError("http", "HTTP 400", status=400), 61, False, False, "HTTP 400"),
+    ],
+)
+def test_a_time_limit_is_told_with_the_way_out(
+    fault: RowError, took_s: float, is_streaming: bool, is_limit: bool, words: str
+) -> None:
+    note_time(fault, took_s, is_streaming)
+    assert fault.message == words
+    if isinstance(fault, Retryable):
+        assert (fault.overdue_s is not None, fault.is_late) == (is_limit, is_limit and took_s >= 30)

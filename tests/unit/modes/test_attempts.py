@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmfilter.errors import Retryable
+from llmfilter.errors import LATE_S, Retryable
 from llmfilter.modes.attempts import PAUSE_FIRST_S, PAUSE_MOST_S, Attempts, pause_s
 
 
@@ -63,6 +63,25 @@ def test_what_is_a_rows_own_fault_counts_even_while_the_server_takes_nothing() -
     attempts = Attempts(retries=3)
     waits = [attempts.after(failure(), n > 1, False, n, 0.5) for n in range(4)]
     assert [wait is None for wait in waits] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("retries", "took_s", "sent"),
+    [
+        (5, [LATE_S] * 9, 2),
+        (5, [LATE_S - 1] * 9, 6),
+        (5, [LATE_S - 1, LATE_S, LATE_S - 1, LATE_S], 4),
+        (0, [LATE_S] * 9, 1),
+    ],
+)
+def test_a_long_wait_for_nothing_is_paid_twice_at_most(retries: int, took_s: list[float], sent: int) -> None:
+    attempts = Attempts(retries)
+    waits = []
+    for each in took_s:
+        fault = failure("timeout")
+        fault.overdue_s = each
+        waits.append(attempts.after(fault, False, False, 0, 0.5))
+    assert waits.index(None) + 1 == sent
 
 
 def test_another_request_of_a_row_begins_with_all_its_retries() -> None:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import pytest
 
 from llmfilter.api.faults import ModelMissing
-from llmfilter.errors import Faulty, Retryable, RowError, RunError
-from llmfilter.modes.hopeless import REJECTED_MOST, Hopeless
+from llmfilter.errors import LATE_S, Faulty, Retryable, RowError, RunError
+from llmfilter.modes.hopeless import LATE_MOST, REJECTED_MOST, Hopeless
 from llmfilter.stats import Stats, Usage
 
 Event = Callable[[Hopeless, Stats], None]
 NETWORK = Retryable("network", "connection refused")
+LATE = Retryable("network", "the connection broke")
+LATE.overdue_s = LATE_S
 REFUSED = RowError("http", "HTTP 400: no", status=400)
 
 
@@ -88,6 +90,9 @@ def end_of(events: list[Event]) -> str | None:
         ([reject(RowError("timeout", "too slow"))] * 100, None),
         ([reject(RowError("invalid", "no label"))] * 100, None),
         ([*[reject(RowError("timeout", "too slow"))] * 100, *REFUSALS], "refused the first"),
+        ([reject(LATE)] * LATE_MOST, "the first 8 rows all ended at a time limit, the last with the connection broke"),
+        ([reject(LATE)] * (LATE_MOST - 1), None),  # not "can't be reached" either
+        ([*[reject(LATE)] * (LATE_MOST - 1), succeed, reject(LATE)], None),
         *[([reject(RowError("http", "no", status=status))] * 32, "refused the first") for status in FOR_ALL],
         ([hear(PAGE)] * 3, "first 3 answers are no chat completions but a web page: give the URL"),
         ([hear(PAGE)] * 2, None),

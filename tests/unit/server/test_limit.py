@@ -124,6 +124,42 @@ def test_everything_refused_and_nothing_under_way_is_being_stuck() -> None:
     run(main())
 
 
+def test_a_queue_that_is_too_long_for_a_time_limit_loses_nothing_that_is_tried_twice() -> None:
+    """The server works 4 at a time at 2 s and queues without limit; who has waited 10 s has waited for nothing."""
+
+    async def ask_all(rows: int) -> tuple[int, int, float]:
+        limit, slots, todo = Limit(64), asyncio.Semaphore(4), iter(range(rows))
+        sent = lost = 0
+
+        async def ask() -> bool:
+            nonlocal sent
+            ticket = await limit.turn(object())
+            sent += 1
+            try:
+                async with asyncio.timeout(10), slots:
+                    await asyncio.sleep(2)
+            except TimeoutError:
+                limit.overdue(ticket)
+                return False
+            limit.answered(ticket)
+            return True
+
+        async def work() -> None:
+            nonlocal lost
+            for _ in todo:
+                if not await ask():
+                    await asyncio.sleep(0.25)
+                    lost += not await ask()
+
+        await asyncio.gather(*[work() for _ in range(64)])
+        return sent, lost, asyncio.get_running_loop().time()
+
+    sent, lost, seconds = run(ask_all(400))
+    assert lost == 0
+    assert sent <= 1.35 * 400
+    assert seconds <= 1.35 * 400 * 2 / 4
+
+
 def test_draining_wakes_all_who_wait() -> None:
     async def main() -> None:
         limit = Limit(4, per_s_most=0.001)

@@ -60,6 +60,36 @@ def live(stage: Stage) -> Iterator[Line]:
     title = f"**Live**: {count:,} rows, `-j {JOBS}`, empty cache, durable; beside a naive aiohttp loop"
     yield beside("naive", title, runs, count, least=1.0, nearly=0.9)
     yield from optional("… wrk", wrk(stage, count / median(seconds(runs["naive"]))))
+    yield from optional("… the first version", live_cpu(stage, url, rows, count))
+
+
+def live_cpu(stage: Stage, url: str, rows: Path, count: int) -> Iterator[Line]:
+    """CPU instead of time, since the disk's part in it differs from machine to machine."""
+    for title, options, least_first, least_naive in (
+        ("durable", ["--cache", stage.folder / "cpu"], 1.25, 1.1),
+        ("`--no-cache`", ["--no-cache"], 1.25, 1.6),
+    ):
+
+        def afresh(command: Command) -> Run:
+            shutil.rmtree(stage.folder / "cpu", ignore_errors=True)
+            return stage.run(command, rows)
+
+        runs = stage.in_turn(
+            6,
+            first=partial(afresh, stage.first_version(url, "-j", str(JOBS), *options)),
+            naive=partial(stage.run, stage.naive(url), rows),
+            llmfilter=partial(afresh, stage.llmfilter(url, "-j", str(JOBS), *options)),
+        )
+        cpu_s = {name: [run.cpu_s for run in runs[name]] for name in runs}
+        first, naive = (times(cpu_s[name], cpu_s["llmfilter"]) for name in ("first", "naive"))
+        each_us = {name: f"{median(cpu_s[name]) / count * 1e6:.0f} µs" for name in cpu_s}
+        yield Line(
+            f"… CPU a row, {title}; beside the first version and the naive loop",
+            f"{each_us['llmfilter']}; first: {each_us['first']}; naive: {each_us['naive']}",
+            f"{spread(first)} × first; {spread(naive)} × naive",
+            f"≥ {least_first} × first, ≥ {least_naive} × naive",
+            verdict(median(first) >= least_first and median(naive) >= least_naive),
+        )
 
 
 def wrk(stage: Stage, naive_rate: float) -> Iterator[Line]:
@@ -136,6 +166,26 @@ def replay(stage: Stage) -> Iterator[Line]:
     )
     title = f"**Replay**: {count:,} rows, all in the cache; beside `jq -c .` on the same file"
     yield beside("jq", title, runs, count, least=1.5, nearly=1.3)
+    yield from optional("… the first version", replay_cpu(stage, url, rows, count))
+
+
+def replay_cpu(stage: Stage, url: str, rows: Path, count: int) -> Iterator[Line]:
+    first = stage.first_version(url, "-j", str(JOBS), "--cache", stage.folder / "replay-first")
+    stage.run(first, rows)  # its cache has another format
+    runs = stage.in_turn(
+        6,
+        first=partial(stage.run, first, rows),
+        llmfilter=partial(stage.filter, url, rows, "replay"),
+    )
+    found = times([run.cpu_s for run in runs["first"]], [run.cpu_s for run in runs["llmfilter"]])
+    each_us = {name: f"{median(run.cpu_s for run in runs[name]) / count * 1e6:.1f} µs" for name in runs}
+    yield Line(
+        "… CPU a row; beside the first version",
+        f"{each_us['llmfilter']}; first: {each_us['first']}",
+        spread(found),
+        "≥ 1.0 × first",
+        verdict(median(found) >= 1.0, is_near=median(found) >= 0.95),
+    )
 
 
 def beside(other: str, title: str, runs: Runs, count: int, least: float, nearly: float) -> Line:

@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / ".venv-bench"
 LLMFILTER = Path(sysconfig.get_path("scripts"), "llmfilter")
 JOBS = 64
+FIRST_VERSION = "cd93440"
 NOTHING = Path(os.devnull)
 
 PROMPT = "Classify this review. Answer as JSON with label, score and topics.\n\n{text}\n"
@@ -122,6 +123,17 @@ class Stage:
 
     def llmfilter(self, url: str, *options: str | Path) -> Command:
         return [LLMFILTER, "-m", "m", "-u", url, "-p", self.prompt, *options]
+
+    def first_version(self, url: str, *options: str | Path) -> Command:
+        """The same by the first version, as the repository's history has it."""
+        folder = self.folder / "first"
+        if not folder.exists():
+            folder.mkdir()
+            unpack = f"git archive {FIRST_VERSION} llmfilter | tar x -C '{folder}'"
+            if subprocess.run(unpack, shell=True, cwd=HERE.parents[1], capture_output=True, check=False).returncode:
+                raise Missing(f"needs the repository's history ({FIRST_VERSION})")
+        program = ["env", f"PYTHONPATH={folder}", sys.executable, "-P", "-m", "llmfilter"]
+        return [*program, *self.llmfilter(url, *options)[1:]]
 
     def naive(self, url: str, jobs: int = JOBS) -> Command:
         return [sys.executable, HERE / "naive.py", url, self.prompt, str(jobs)]

@@ -1,6 +1,6 @@
 """One exchange with the server over a pooled aiohttp session: a request out, a bounded answer in.
 
-Only this module, `direct` and `network` know aiohttp. Directly requests go the quick way, through a proxy the session's.
+Only this module, `direct` and `network` know aiohttp. Directly requests go the quick way, by a proxy the session's.
 A connection that was kept may have been closed by the server meanwhile: if it breaks at once, before a byte of
 the answer came, that is Stale, and the request may go again on a connection of its own. What breaks after the
 server has had time to think is a failure.

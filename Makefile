@@ -15,6 +15,9 @@ demo: .venv/demo  ## run the filter on a real small model (downloads ~140 MB onc
 demo-schema: .venv/demo  ## hold that model to a schema, 200 rows, with and without its help
 	@$(BIN)/python tests/demo/check_schema.py
 
+picture: .venv/dev  ## draw README's picture of a run anew, from a real terminal
+	@$(BIN)/python tests/demo/picture.py
+
 test: .venv/dev  ## run the tests
 	@$(BIN)/pytest -q -n 4
 
@@ -92,4 +95,4 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 
-.PHONY: help demo demo-schema test test-faults test-all test-dist bench bench-limits bench-limits-live lint install uninstall clean python
+.PHONY: help demo demo-schema picture test test-faults test-all test-dist bench bench-limits bench-limits-live lint install uninstall clean python

@@ -90,11 +90,11 @@ class Progress:
             if speed > 0 and fraction < 1:
                 left_s = (self._total_bytes - now.bytes_done) / speed
                 said.append(f"{duration(left_s)} left")
+        if stats.price:
+            said.append(self._spent())
         said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
-        if stats.price:
-            said.append(self._spent())
         said.append(
             f"{now.under_way.at_server:,} in flight" if now.under_way.waits_s < WAITS_S else "waiting for the server"
         )
@@ -113,8 +113,9 @@ class Progress:
     def _draw(self, now: Snapshot) -> str:
         columns, drawn, fraction = self._screen.columns, "", self._fraction(now)
         if fraction is not None:
-            drawn = meter(fraction, min(_METER_COLUMNS, columns // 4), self._screen.is_painted) + " "
-            columns -= min(_METER_COLUMNS, columns // 4) + 1
+            wide = min(_METER_COLUMNS, columns // 6)
+            drawn = meter(fraction, wide, self._screen.is_painted) + " "
+            columns -= wide + 1
         text = ""
         for segment in self.segments(now):
             longer = f"{text} · {segment}" if text else segment
@@ -141,7 +142,7 @@ def summary(stats: Stats) -> list[str]:
     billed, saved, price = stats.billed, stats.saved, stats.price
     costs = [f"cost {money(price.cost(billed))}, saved {money(price.cost(saved))}"] if price else []
     if billed.cached:
-        costs.append(f"{billed.cached / billed.prompt:.0%} of the prompt tokens were in the server's cache")
+        costs.append(f"{billed.cached / billed.prompt:.0%} of prompt tokens in the server's cache")
     return [
         *(["; ".join(costs)] if costs else []),
         f"{short(billed.total)} tokens billed ({short(billed.prompt)} in, {short(billed.completion)} out), "

@@ -125,7 +125,7 @@ def test_asked_by_a_signal_a_run_tells_its_cost(program: Programs, server: Serve
     server.wait_for(3)
     run.signal(signal.SIGUSR1)
     run.read_said()
-    assert "rows/s, cost 0.0100, 2 in flight" in run.said[0]
+    assert "1 row, cost 0.0100, " in run.said[0]
 
 
 @pytest.mark.parametrize(

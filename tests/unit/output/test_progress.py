@@ -73,9 +73,9 @@ def test_money_is_shown_to_the_cent_or_to_what_is_there(amount: float, shown: st
 
 def test_with_a_price_or_a_server_s_cache_a_summary_says_so_first() -> None:
     stats = Stats(billed=Usage(1_000_000, 100_000, 640_000), saved=Usage(500_000, 1000), price=Price(2, 10, 0.5))
-    assert summary(stats)[0] == "cost 2.04, saved 1.01; 64% of the prompt tokens were in the server's cache"
+    assert summary(stats)[0] == "cost 2.04, saved 1.01; 64% of prompt tokens in the server's cache"
     stats.price = None
-    assert summary(stats)[0] == "64% of the prompt tokens were in the server's cache"
+    assert summary(stats)[0] == "64% of prompt tokens in the server's cache"
 
 
 def test_a_summary_tells_the_costs_and_then_what_became_of_the_rows() -> None:

@@ -92,9 +92,9 @@ class Progress:
                 said.append(f"{duration(left_s)} left")
         if stats.price:
             said.append(self._spent())
-        said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
+        said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         said.append(
             f"{now.under_way.at_server:,} in flight" if now.under_way.waits_s < WAITS_S else "waiting for the server"
         )
@@ -113,7 +113,7 @@ class Progress:
     def _draw(self, now: Snapshot) -> str:
         columns, drawn, fraction = self._screen.columns, "", self._fraction(now)
         if fraction is not None:
-            wide = min(_METER_COLUMNS, columns // 6)
+            wide = min(_METER_COLUMNS, columns // 5)
             drawn = meter(fraction, wide, self._screen.is_painted) + " "
             columns -= wide + 1
         text = ""

@@ -57,7 +57,7 @@ def record(folder: Path, url: str) -> str:
 def choose(written: str) -> list[str]:
     """Return the lines of the picture: the bar at one moment, then what stands there in the end."""
     lines = re.split(r"\r\x1b\[K|\r?\n", written)
-    frames = [line for line in lines if "rows/s" in line]
+    frames = [line for line in lines if " left" in line]
     bar = min(frames, key=lambda frame: abs(int((re.search(r"(\d+)%", frame) or ["", "0"])[1]) / 100 - MOMENT))
     errors = [line for line in lines if line.startswith("line ")][:2]
     return [f"$ {COMMAND}", *errors, bar, "", "… and in the end:", *[line for line in lines if "llmfilter: " in line]]

@@ -10,6 +10,7 @@ PAUSE_FIRST_S, PAUSE_MOST_S = 0.25, 8.0  # after a refusal
 SPEAKS_TWICE = 2  # so many refusals or failures of a row tell something about the server
 LATE_MOST = 2  # attempts that end at a time limit after so long that each was most likely billed
 GIVE_UP_REFUSALS, GIVE_UP_ANSWERS = 6, 10  # of the row, and of others meanwhile
+GIVE_UP_ALONE_S = 75.0  # by then a limit counted by the minute has begun anew
 
 
 class Attempts:
@@ -25,32 +26,37 @@ class Attempts:
         self.sent = 0
         self.refusal: Retryable | None = None
         self._failures = self._refusals = self._late = 0
-        self._answers = 0  # of the whole run, when it first failed or was refused
+        self._answers: int | None = None  # of the whole run, when it first failed or was refused
 
     def is_own_fault(self, answers: int) -> bool:
         """Tell whether it keeps failing, or being refused, while others are answered.
 
         answers: how many requests of the run have been answered
         """
-        return self._failures + self._refusals >= SPEAKS_TWICE and answers > self._answers
+        is_known = self._failures + self._refusals >= SPEAKS_TWICE
+        return is_known and self._answers is not None and answers > self._answers
 
-    def after(self, fault: Retryable, is_stopped: bool, is_alone: bool, answers: int, jitter: float) -> float | None:
+    def after(
+        self, fault: Retryable, is_stopped: bool, is_alone: bool, stuck_s: float, answers: int, jitter: float
+    ) -> float | None:
         """Return how many seconds to wait before another attempt; None to give the row up.
 
         is_stopped: the server takes nothing, whoever asks, which is not held against the row
         is_alone: nothing else is under way
+        stuck_s: for how long nothing has been answered
         answers: how many requests of the run have been answered
         jitter: in [0, 1), spreads the requests, so that they do not all come back at once
         """
         # A timeout has taken its time already: the row's path is bounded by its attempts, not by ten minutes.
         is_counted = not is_stopped or fault.kind == "timeout" or self.is_own_fault(answers)
-        if is_counted and not self._failures and not self._refusals:
+        if self._answers is None:
             self._answers = answers
         if fault.is_refusal:
             self.refusal = fault
             self._refusals += is_counted
             others = answers - self._answers
-            is_over = self._refusals >= GIVE_UP_REFUSALS and (others >= GIVE_UP_ANSWERS or (others > 0 and is_alone))
+            is_refused = self._refusals >= GIVE_UP_REFUSALS and (others >= GIVE_UP_ANSWERS or is_alone)
+            is_over = others > 0 and (is_refused or (is_alone and stuck_s >= GIVE_UP_ALONE_S))
             wait_s = pause_s(fault.after_s, max(1, self._refusals), jitter)
         else:
             self._failures += is_counted

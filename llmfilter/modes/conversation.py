@@ -76,8 +76,8 @@ class Conversation:
             except Retryable as fault:
                 is_foreign = self._hopeless.is_foreign(fault)
                 self._hopeless.hear(fault)
-                limit = self._client.limit
-                wait_s = attempts.after(fault, limit.is_stopped, limit.is_idle, self._client.answers, random.random())
+                limit, answers = self._client.limit, self._client.answers
+                wait_s = attempts.after(fault, limit.is_stopped, limit.is_idle, limit.stuck_s, answers, random.random())
                 if wait_s is None or is_foreign:
                     raise self._reject(unusable or fault) from None
             except RowError as fault:

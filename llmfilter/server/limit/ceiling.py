@@ -22,6 +22,7 @@ class Ceiling:
         self._step = 1
         self._owed = 0
         self._set_at = -math.inf
+        self._answers = 0  # since then
         self._silent_s = SILENT_S
 
     def cut(self, held: int, in_flight: int, now: float) -> None:
@@ -47,18 +48,24 @@ class Ceiling:
 
     def _set(self, most: float, now: float) -> None:
         self.most = self.sure = most
-        self._step, self._set_at = 1, now
+        self._step, self._set_at, self._answers = 1, now, 0
 
     def pay(self) -> None:
         """Count an answer towards the next probe."""
         self._owed -= 1
+        self._answers += 1
 
-    def probe_at(self, settle_s: float, answered_at: float) -> float:
+    def probe_at(self, now: float, settle_s: float, sent_at: float, answered_at: float) -> float:
         """Return when more may be tried.
 
-        settle_s: what is not refused by then was taken; answered_at: when the last answer came.
+        settle_s: what is not refused by then was taken
+        sent_at, answered_at: when the last request was sent, and when the last answer came
         """
-        return self._set_at + settle_s if self._owed <= 0 else max(self._set_at, answered_at) + self._silent_s
+        if self._owed > 0:
+            return max(self._set_at, answered_at) + self._silent_s
+        # A probe on another's heels would be refused for that, where the server has no burst.
+        quiet_s = (now - self._set_at) / (2 * self._answers) if self._step == 1 and self._answers else 0.0
+        return max(self._set_at + settle_s, sent_at + quiet_s)
 
     def probe(self, now: float) -> None:
         """Try one more; if nothing was refused since the last time, twice as many more."""

@@ -41,9 +41,11 @@ FREE, CEILING, TRIAL_MODE, PACE, STOPPED = "free", "ceiling", "trial", "pace", "
 
 SETTLE_LEAST_S, SETTLE_TIMES = 0.05, 1.5  # of what refusals take: what is not refused by then was taken
 IN_A_ROW = 4  # refusals one after another with nothing taken between: the server takes nothing now
-ALIKE = 0.02  # as many in flight as ever borne, but for so much
+ALIKE = 0.02  # of what was borne: fewer in flight by so much are as many
 IS_NUMBER, IS_RATE = 0.6, 0.4  # of a score that each refusal moves; they don't meet, so that it does not flap
+SURE_RATE = 0.1  # of the score after a trial: then only several refusals in a row make it a number again
 WEIGHT = 0.25  # of one refusal in that score
+TRIAL_MOST = 400  # requests of a trial
 TRIAL_SLACK = 0.035  # two of 60: more than chance was refused in a trial
 TRIAL_REFUSALS = 5  # so many at once, a larger share than chance can have, end a trial
 NO_BURST = 0.4  # refused since the pace was raised a little: a bucket without burst, which halves what it takes
@@ -80,7 +82,7 @@ class Judge:
     def _forget(self, now: float) -> None:
         self.mode = self._mode_before = FREE
         self._ceiling, self._pace, self._chance = Ceiling(), Pace(), Chance()
-        self._probing = Probing(now, 0, False, False, None)
+        self._probing = Probing(now, 0, False, False, 0.0, None)
         self._score = (IS_NUMBER + IS_RATE) / 2
         self._borne = 0.0  # most in flight that the server took lately
         self._answered_at = now
@@ -88,6 +90,7 @@ class Judge:
         self._borne_from = 0  # by requests from this number on
         self._burst_end = 0  # the first number sent after the last decision
         self._in_a_row, self._taken_at_cut = 0, -2
+        self._stopped_at = -math.inf
         self._trial_share, self._trial_rate = 0.0, 0.0  # of the trial before, which was faster
         self._start(now)
 
@@ -161,11 +164,11 @@ class Judge:
     def _full_until(self, now: float, settle_s: float) -> float:
         if self.mode == TRIAL_MODE:
             return self._pace.tried_at(settle_s)
-        at = self._ceiling.probe_at(settle_s, self._answered_at)
+        at = self._ceiling.probe_at(now, settle_s, self._sent_at, self._answered_at)
         if at > now:
             return at
         self._ceiling.probe(now)
-        if self.mode == CEILING and self._ceiling.sure >= self._jobs:
+        if self.mode == CEILING and self._ceiling.most >= self._jobs:
             self.mode, self._ceiling = FREE, Ceiling()
         return now if self.mode != PACE else max(now, self._next_at)
 
@@ -272,20 +275,23 @@ class Judge:
             if run >= IN_A_ROW or (refusals >= TRIAL_REFUSALS and refusals > CHANCE_MOST * (end - first)):
                 self._slow_down(ticket, held, after_s, now)
             return
-        is_excess = not is_probe and not chance.explains(ticket)
+        is_excess = (self.mode == PACE or not is_probe) and not chance.explains(ticket)
         if self.mode == PACE:
             self._weigh(held)
             if self._score > IS_NUMBER:
                 self._decide()
                 self._back_to_ceiling()
                 self._ceiling.cut(held, self.in_flight, now)
-            elif is_probe or is_excess or not chance.explains_run(run):
+            elif is_excess or not chance.explains_run(run):
                 self._slow_down(ticket, held, after_s, now)
         elif is_probe or not chance.explains_run(run):
             self._cut(ticket, held, after_s, now)
         elif is_excess and self.mode == CEILING and (rate := self._measure(ticket, held)):
+            # As many requests as had these refusals: so many again would be chance.
+            share, count = chance.stretch, ticket.number - chance.first.number + 1
             self._decide()
-            self._try_below(rate, TRIAL_UNSURE, now)
+            self._try_below(rate, min(max(count, TRIAL_UNSURE), TRIAL_MOST), now)
+            self._trial_share, self._trial_rate = share, rate
             self._pace.mark(ticket.sent_at, ticket.number)
 
     def _cut(self, ticket: Ticket, held: int, after_s: float | None, now: float) -> None:
@@ -300,7 +306,7 @@ class Judge:
         if self.mode == CEILING and self._score < IS_RATE and rate:
             self._try_below(rate, TRIAL_UNSURE, now)
         else:
-            self.mode = CEILING
+            self._back_to_ceiling()
             self._ceiling.cut(held, self.in_flight, now)
         return None
 
@@ -338,7 +344,7 @@ class Judge:
 
     def _is_full(self, held: int) -> bool:
         """Tell whether so many in flight are as many as the server has borne."""
-        return held > 0 and held + 1 >= (1 - ALIKE) * self._borne
+        return held > 0 and held + 0.5 >= (1 - ALIKE) * self._borne
 
     def _measure(self, ticket: Ticket, least: int) -> float | None:
         return self._pace.measure(ticket.sent_at, ticket.number, self._history.count, least)
@@ -354,22 +360,22 @@ class Judge:
         """Tell chance from a rate by what was refused below the rate that was measured."""
         pace, chance, number = self._pace, self._chance, self._history.sent
         count, share, taken_per_s = pace.outcome(self._history.count)
-        if share <= chance.share + TRIAL_SLACK:
-            chance.learn(share, count)
-            self._score = min(self._score, IS_RATE)
-            self._go_up(pace.measured, now)
-        elif pace.is_short:
-            pace.prolong(now, number)
-        elif self._trial_share and share >= self._trial_share / 2:
+        if self._trial_share and share >= self._trial_share / 2:
             chance.set(share)
             if self._score >= (IS_NUMBER + IS_RATE) / 2:
                 self._back_to_ceiling()
             else:
                 self._go_up(self._trial_rate, now)
+        elif share <= chance.share + TRIAL_SLACK:
+            chance.learn(share, count)
+            self._score = min(self._score, SURE_RATE)
+            self._go_up(pace.measured, now)
+        elif pace.is_short:
+            pace.prolong(now, number)
         else:
             rate_before = pace.measured
             self._decide()
-            self._try_below(taken_per_s, TRIAL, now)
+            self._try_below(max(taken_per_s, rate_before / 2), TRIAL, now)
             self._trial_share, self._trial_rate = share, rate_before
             pace.mark(now, number)
 
@@ -386,9 +392,12 @@ class Judge:
     def _stop(self, now: float, is_away: bool = False, after_s: float | None = None) -> None:
         since, before = self._since
         taken = self._history.taken - before
-        is_window = not is_away and 0 < taken < FEW_A_MINUTE / 60 * max(60, now - since)
+        is_few = 0 < taken < FEW_A_MINUTE / 60 * max(60, now - since)
+        is_again, self._stopped_at = now - self._stopped_at < FORGET_S, now
+        pause_s = 1 / self._pace.per_s if self.mode in (TRIAL_MODE, PACE) else 0.0
         self._mode_before, self.mode = self.mode, STOPPED
-        self._probing = Probing(now, self._history.sent, is_away, is_window, after_s)
+        is_window = not is_away and (is_few or is_again)
+        self._probing = Probing(now, self._history.sent, is_away, is_window, pause_s, after_s)
 
     def _resume(self, now: float) -> None:
         (since, before), taken = self._since, self._history.taken
@@ -399,7 +408,7 @@ class Judge:
         if taken - before >= MEANT:
             self._start(now)
         if self._probing.is_window:
-            self._try_below((taken - before) / (now - since), TRIAL, now)
+            self._try_below(max(1, taken - before) / (now - since), TRIAL, now)
         elif self.mode in (TRIAL_MODE, PACE):
             self._try_below(self._pace.measured, TRIAL_UNSURE, now)
         else:

@@ -19,12 +19,14 @@ class Probing:
     is_window: it takes a few requests a minute
     """
 
-    def __init__(self, now: float, first: int, is_away: bool, is_window: bool, after_s: float | None) -> None:
+    def __init__(
+        self, now: float, first: int, is_away: bool, is_window: bool, pause_s: float, after_s: float | None
+    ) -> None:
         self.first = first
         self.is_away = is_away
         self.is_window = is_window
         self._began_at = now
-        self._pause_s = FIRST_S
+        self._pause_s = max(FIRST_S, pause_s)
         self._probed_at: float | None = None
         self._next_at = now + self._wait_s(after_s)
 

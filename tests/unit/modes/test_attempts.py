@@ -30,23 +30,31 @@ def test_a_row_refused_six_times_while_others_are_answered_is_given_up(
     answers: list[int], is_alone: bool, given_up_at: int | None
 ) -> None:
     attempts = Attempts(retries=0)
-    waits = [attempts.after(refusal(), False, is_alone, count, 0.5) for count in answers]
+    waits = [attempts.after(refusal(), False, is_alone, 0.0, count, 0.5) for count in answers]
     assert (waits.index(None) + 1 if None in waits else None) == given_up_at
+
+
+def test_rows_that_are_left_alone_are_given_up_when_a_window_of_a_minute_must_have_begun_anew() -> None:
+    attempts = Attempts(retries=0)
+    assert attempts.after(refusal(), False, False, 0.0, 7, 0.5)
+    assert attempts.after(refusal(), True, False, 100.0, 8, 0.5)  # others wait, and are refused too
+    assert attempts.after(refusal(), True, True, 74.0, 8, 0.5)
+    assert attempts.after(refusal(), True, True, 75.0, 8, 0.5) is None
 
 
 def test_what_everybody_meets_is_not_held_against_a_row() -> None:
     attempts = Attempts(retries=2)
-    assert all(attempts.after(refusal(), True, True, 100 * n, 0.5) for n in range(20))
-    assert all(attempts.after(failure(), True, True, 2000, 0.5) for _ in range(20))
+    assert all(attempts.after(refusal(), True, True, 0.0, 100 * n, 0.5) for n in range(20))
+    assert all(attempts.after(failure(), True, True, 0.0, 2000, 0.5) for _ in range(20))
     assert not attempts.is_own_fault(10_000)
-    waits = [attempts.after(failure(), False, True, 2000, 0.5) for _ in range(3)]
+    waits = [attempts.after(failure(), False, True, 0.0, 2000, 0.5) for _ in range(3)]
     assert [wait is None for wait in waits] == [False, False, True]
 
 
 def test_a_timeout_is_a_failure_of_the_row_whatever_the_server_does() -> None:
     attempts = Attempts(retries=1)
-    assert attempts.after(failure("timeout"), True, False, 0, 0.5)
-    assert attempts.after(failure("timeout"), True, False, 0, 0.5) is None
+    assert attempts.after(failure("timeout"), True, False, 0.0, 0, 0.5)
+    assert attempts.after(failure("timeout"), True, False, 0.0, 0, 0.5) is None
 
 
 def test_only_the_first_two_times_tell_something_about_the_server_if_others_are_answered() -> None:
@@ -54,14 +62,14 @@ def test_only_the_first_two_times_tell_something_about_the_server_if_others_are_
     told = []
     for answers, fault in ((7, failure()), (8, refusal()), (9, failure()), (10, refusal())):
         told.append(attempts.is_own_fault(answers))
-        attempts.after(fault, False, False, answers, 0.5)
+        attempts.after(fault, False, False, 0.0, answers, 0.5)
     assert told == [False, False, True, True]
     assert not Attempts(retries=5).is_own_fault(100)
 
 
 def test_what_is_a_rows_own_fault_counts_even_while_the_server_takes_nothing() -> None:
     attempts = Attempts(retries=3)
-    waits = [attempts.after(failure(), n > 1, False, n, 0.5) for n in range(4)]
+    waits = [attempts.after(failure(), n > 1, False, 0.0, n, 0.5) for n in range(4)]
     assert [wait is None for wait in waits] == [False, False, False, True]
 
 
@@ -80,16 +88,16 @@ def test_a_long_wait_for_nothing_is_paid_twice_at_most(retries: int, took_s: lis
     for each in took_s:
         fault = failure("timeout")
         fault.overdue_s = each
-        waits.append(attempts.after(fault, False, False, 0, 0.5))
+        waits.append(attempts.after(fault, False, False, 0.0, 0, 0.5))
     assert waits.index(None) + 1 == sent
 
 
 def test_another_request_of_a_row_begins_with_all_its_retries() -> None:
     attempts = Attempts(retries=1)
-    assert attempts.after(failure(), False, False, 0, 0.5)
+    assert attempts.after(failure(), False, False, 0.0, 0, 0.5)
     attempts.forget_failures()
-    assert attempts.after(failure(), False, False, 0, 0.5)
-    assert attempts.after(failure(), False, False, 0, 0.5) is None
+    assert attempts.after(failure(), False, False, 0.0, 0, 0.5)
+    assert attempts.after(failure(), False, False, 0.0, 0, 0.5) is None
 
 
 @pytest.mark.parametrize(("refusals", "most_s"), [(1, PAUSE_FIRST_S), (2, 0.5), (3, 1.0), (6, 8.0), (9, PAUSE_MOST_S)])

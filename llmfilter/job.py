@@ -3,8 +3,9 @@
 Everything that is wrong with it shows here, before any row is read: as UsageError.
 """
 
+import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,8 +58,30 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     prompt = Prompt(user, system, model, fields, args.image)
     plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
     if is_dry:
-        return partial(make_preview, plan, None if args.to_batch else args)
-    return partial(make_asking, plan, args, endpoint)
+        make: Callable[[Run], Mode] = partial(make_preview, plan, None if args.to_batch else args)
+    else:
+        make = partial(make_asking, plan, args, endpoint)
+    typed = b"".join([*(user.parts if user else ()), *(system.parts if system else ())]).decode()
+    if user and not (args.text or schema) and asks_no_json(typed, args.option):
+        return partial(say_first, _NO_JSON, make)
+    return make
+
+
+_NO_JSON = (
+    "neither the prompt nor -s says JSON, which an answer has to be: for plain text give --text, "
+    "else ask for a JSON object in the prompt"
+)
+
+
+def asks_no_json(prompts: str, options: Sequence[str]) -> bool:
+    """Return whether prompts have words of their own, beside the records' fields, and nothing typed says JSON."""
+    return re.search(r"[^\W\d_]", prompts) is not None and "json" not in f"{prompts}{options}".lower()
+
+
+def say_first(notice: str, make: Callable[[Run], Mode], run: Run) -> Mode:
+    """Say something about the whole run before it begins."""
+    run.output.say(notice)
+    return make(run)
 
 
 def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mode:

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,9 +55,9 @@ class Stats:
 
     asked: rows that were answered by a request of their own; cached: without one; unstored: answers
     that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
-    of them by its line and key; refusals: requests for which the server had no room; limit: what it was
-    found to take, like `8 at a time`; billed: tokens of this run; saved: those that the cache's answers
-    had cost; price: of tokens, if it is known.
+    of them by its line, whose key it was, and the key; refusals: requests for which the server had no
+    room; limit: what it was found to take, like `8 at a time`; billed: tokens of this run; saved: those
+    that the cache's answers had cost; price: of tokens, if it is known.
     """
 
     rows: int = 0
@@ -67,7 +66,7 @@ class Stats:
     by_kind: Counter[str] = field(default_factory=Counter)
     unstored: int = 0
     replaced: int = 0
-    first_replaced: tuple[int, str] | None = None
+    first_replaced: tuple[int, str, str] | None = None
     requests: int = 0
     retries: int = 0
     reasked: int = 0
@@ -78,13 +77,10 @@ class Stats:
     price: Price | None = None
     started_at: float = field(default_factory=time.monotonic)
 
-    def count_replaced(self, line: int, record: Mapping[str, Any], answer_keys: Mapping[str, Any]) -> None:
-        """Note the keys of a record that its answer has too: the answer's values stand in their place."""
-        if record.keys().isdisjoint(answer_keys):
-            return
+    def count_replaced(self, line: int, whose: str, key: str) -> None:
+        """Note a row in whose line another value stands in a key's place; whose: `record` or `answer`."""
         self.replaced += 1
-        if self.first_replaced is None:
-            self.first_replaced = (line, next(key for key in record if key in answer_keys))
+        self.first_replaced = self.first_replaced or (line, whose, key)
 
     def count_replays(self, rows: int, usage: Usage) -> None:
         """Note rows that were answered without a request of their own, and what their answers had cost."""

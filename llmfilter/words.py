@@ -9,12 +9,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one alone, UTF-8 may not
 # The way to several samples of each row, for those who look for `n`.
 SAMPLES = "jq -c 'range(5) as $seed | . + {seed: $seed}' | llmfilter -o seed={seed} -o temperature=1 ..."
+_LINE_MOST = 2000  # characters of a line that says something of the whole run
 _LOOKED_AT_MOST = 200  # a record may have any number of keys
 
 
 def plain_line(message: str, name: str = "llmfilter") -> bytes:
-    """Return the line that says something of the whole run."""
-    return f"{name}: {message}\n".encode("utf-8", "backslashreplace")
+    """Return the line that says something of the whole run: the one door to a terminal for foreign words."""
+    return f"{name}: {printable(message, _LINE_MOST)}\n".encode()
 
 
 def counted(number: int, noun: str) -> str:

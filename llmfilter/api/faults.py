@@ -222,6 +222,9 @@ def server_words(document: Any, body: bytes) -> str:
                 words = "; ".join(map(_listed_words, words[:_LIST_MOST]))
             if isinstance(words, str) and words.strip():
                 return printable(words)
+    places = _places(document)
+    if places and not any(places[0].values()):  # {"error": null}
+        return ""
     return printable(_page_words(body[:10_000].decode("utf-8", "replace")), 200)
 
 

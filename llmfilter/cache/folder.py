@@ -56,8 +56,9 @@ def open_folder(folder: Path) -> lmdb.Environment:
     except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError):
         raise UsageError(_not_ours(folder)) from None
     except (OSError, lmdb.Error) as fault:
+        why = getattr(fault, "strerror", None) or fault
         raise UsageError(
-            f"the cache {folder} can't be opened ({fault}): give another folder with --cache, or --no-cache"
+            f"the cache {folder} can't be opened ({why}): give another folder with --cache, or --no-cache"
         ) from None
     _make_readable(folder / "data.mdb", env)
     env.reader_check()

@@ -79,7 +79,13 @@ class Replay:
 
     def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
         """Return the line of a row whose answer came in this response's body."""
+        replaced = None
         if self._checks.response is not None:
+            if self._checks.response in answer[1]:
+                replaced = ("answer", self._checks.response)
             answer = self._checks.add_response(answer, body)
-        self._stats.count_replaced(number, record, answer[1])
+        if not record.keys().isdisjoint(answer[1]):
+            replaced = ("record", next(key for key in record if key in answer[1]))
+        if replaced:
+            self._stats.count_replaced(number, *replaced)
         return splice(raw, record, *answer)

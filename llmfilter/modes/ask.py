@@ -183,14 +183,17 @@ class Ask:
             output.changed.notify()
 
     def _say_replaced(self) -> None:
-        """Say once that an answer has replaced a key of its record."""
+        """Say once that a key of a record, or of an answer, was replaced."""
         if self._run.stats.first_replaced and not self._has_said_replaced:
             self._has_said_replaced = True
-            line, key = self._run.stats.first_replaced
-            self._run.output.say(
-                f"line {line}: the answer has replaced the record's {printable(key, _KEY_MOST)!r}: "
-                "--as KEY keeps both, -f A,B takes only these keys of the answer; --stats counts such rows"
-            )
+            line, whose, key = self._run.stats.first_replaced
+            shown = printable(key, _KEY_MOST)
+            if whose == "record":
+                what = f"the answer has replaced the record's {shown!r}"
+                way = "--as KEY keeps both, -f A,B takes only these keys of the answer"
+            else:
+                what, way = f"--response has replaced the answer's {shown!r}", "give it another KEY"
+            self._run.output.say(f"line {line}: {what}: {way}; --stats counts such rows")
 
     def under_way(self) -> UnderWay:
         """As in Mode."""

@@ -23,6 +23,7 @@ from llmfilter.input.records import parse_record
 from llmfilter.jsontext import value_at
 from llmfilter.pipeline import Run
 from llmfilter.stats import UnderWay
+from llmfilter.words import counted
 
 _KEY = re.compile("[0-9a-fA-F]{64}")
 # What follows a body in what OpenAI and most others write: the response's end, and `error`.
@@ -100,7 +101,8 @@ class FromBatch:
     def report(self) -> list[str]:
         """As in Mode."""
         stats = self._run.stats
-        return [f"{stats.rows} lines: {stats.asked} answers stored, {stats.cached} in the cache, {stats.failed} failed"]
+        stored = f"{counted(stats.asked, 'answer')} stored, {stats.cached:,} in the cache, {stats.failed:,} failed"
+        return [f"{counted(stats.rows, 'line')}: {stored}"]
 
     async def close(self) -> None:
         """As in Mode."""
@@ -149,7 +151,9 @@ def _classify(status: Any, document: dict[str, Any]) -> RowError:
     """Return what a line without a completion means; document: where its error is."""
     if type(status) is int and status != 200:
         fault = faults.classify(status, {}, orjson.dumps(document, default=str))
-        return fault if isinstance(fault, RowError) else RowError("http", fault.message, status=status)
+        if isinstance(fault, RowError):
+            return fault
+        return RowError("http", f"HTTP {status}: {faults.server_words(document, b'')}".rstrip(": "), status=status)
     words = faults.server_words(document, b"")
     codes = [code for code in sorted(faults.error_codes(document)) if code not in words]
     return RowError("server", ": ".join([*codes, words]) if words else "the line holds no completion")

@@ -145,7 +145,7 @@ class Screen:
 
 def make_screen(args: Namespace, environ: Mapping[str, str], write: Write) -> Screen:
     """Return the screen of a run; write: to stderr."""
-    terminal = find_terminal(_STDERR, is_painted="NO_COLOR" not in environ)
+    terminal = find_terminal(_STDERR, is_painted=not environ.get("NO_COLOR"))
     is_shown = not args.quiet and environ.get("TERM", "dumb") != "dumb"
     may_have_bar = not (os.isatty(_STDOUT) or args.dry_run or args.to_batch)
     return Screen(write, terminal, is_shown, may_have_bar, find_place() if terminal else 0)

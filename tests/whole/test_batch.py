@@ -59,7 +59,7 @@ def test_a_completion_of_each_provider_answers_its_row(program: Programs, server
     answer = body('{"n": 1.0}')[:-1] + ', "odd": [1e400, 1.0, 123456789012345678901234567890]}'
     load = program.run("--from-batch", input=line.replace("K", asked["custom_id"]).replace("B", answer).encode())
     assert (load.status, load.stdout) == (0, b"")
-    assert load.said == ["llmfilter: 1 lines: 1 answers stored, 0 in the cache, 0 failed"]
+    assert load.said == ["llmfilter: 1 line: 1 answer stored, 0 in the cache, 0 failed"]
     run = program.run(*ASK, "--response", "raw", input=rows([1]))
     assert run.lines == [b'{"id":1,"n": 1.0,"raw":%b}' % answer.encode()]
     check_nothing_sent(server)
@@ -104,7 +104,11 @@ NO_ANSWER: list[tuple[str, str, Sequence[str]]] = [
     ),
     ('{"id": "b", "custom_id": "K", "response": {"status_code": 422, "body": {"detail": "no"}}}', "http", ["422: no"]),
     ('{"custom_id": "K", "error": {"message": "bad", "code": "model_error"}}', "server", ["model_error: bad"]),
-    ('{"custom_id": "K", "response": {"status_code": 401, "body": {"error": {"message": "no"}}}}', "http", ["401"]),
+    (
+        '{"custom_id": "K", "response": {"status_code": 401, "body": {"error": {"message": "no"}}}}',
+        "http",
+        ["HTTP 401: no"],
+    ),
     ('{"custom_id": "K", "response": {"status_code": 200, "body": {}}}', "server", ["no choices"]),
     ('{"custom_id": "K", "response": {"status_code": 200, "body": null}}', "server", ["no completion"]),
     ('{"custom_id": "K", "response": [], "error": []}', "server", ["no completion"]),
@@ -134,7 +138,7 @@ def test_each_other_line_is_one_error_line_and_costs_nothing_else(
     assert (error["line"], error["error"]) == (2, kind)
     assert all(word in error["message"] for word in words)
     assert bad in load.stderr or error["input"] == bad.decode()
-    assert "1 answers stored, 0 in the cache, 1 failed" in load.said[0]
+    assert "1 answer stored, 0 in the cache, 1 failed" in load.said[0]
     run = program.run(*ASK, "-k", input=rows([1, 2]))
     assert run.rows == [{"id": 1, "echo": "1"}, {"id": 2, "label": "spam"}]
     assert server.prompts == ["1"]
@@ -226,7 +230,7 @@ def test_a_kill_in_mid_load_costs_nothing_and_the_same_command_completes_it(prog
     whole = b"".join(results)
     again = program.run("--from-batch", input=whole)
     assert again.status == 0
-    stored = int(again.said[0].partition(" lines: ")[2].partition(" answers")[0])
+    stored = int(again.said[0].partition(" lines: ")[2].partition(" answers")[0].replace(",", ""))
     assert 0 < stored < count, "some of it had been stored before the kill"
     run = program.run(*ASK, input=rows(range(count)))
     assert (run.status, len(run.lines)) == (0, count)
@@ -294,7 +298,7 @@ def test_ctrl_c_in_mid_load_keeps_what_was_read(program: Programs, server: Serve
     assert "the same command" in ended
     again = program.run("--from-batch", input=b"".join(results))
     assert again.status == 0
-    assert "0 failed" in again.said[0] and not again.said[0].startswith("llmfilter: 2000 lines: 2000 answers stored")
+    assert "0 failed" in again.said[0] and not again.said[0].startswith("llmfilter: 2,000 lines: 2,000 answers stored")
 
 
 # The flex tier

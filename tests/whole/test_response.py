@@ -74,3 +74,13 @@ def test_an_error_line_is_as_without_it(program: Programs, server: Server) -> No
     server.answer = lambda request: completion({"b": 1})
     runs = [program.run(*ASK, "-f", "a", *more, input=rows([1])) for more in ((), ("--response", "raw"))]
     assert runs[0].stderr == runs[1].stderr != b""
+
+
+def test_an_answer_s_own_key_of_that_name_is_said_and_counted(program: Programs, server: Server) -> None:
+    server.answer = lambda request: completion({"label": "a", "usage": "fair"})
+    live = program.run(*ASK, "--response", "usage", "--stats", "stats.json", input=rows(range(3)))
+    again = program.run(*ASK, "--response", "usage", input=rows(range(3)))
+    for run in (live, again):
+        (said,) = run.said
+        assert "--response has replaced the answer's 'usage': give it another KEY" in said
+    assert json.loads((program.folder / "stats.json").read_bytes())["replaced"] == 3

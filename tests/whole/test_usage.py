@@ -347,6 +347,46 @@ def test_help_and_version_need_nothing_else(program: Programs, command: list[str
         assert text in run.stdout
 
 
+# What is said once at the start.
+
+
+@pytest.mark.parametrize(
+    ("prompt", "args", "is_said"),
+    [
+        ("Label this: {id}", [], True),
+        ("Label this: {id}", ["-s", "Be terse."], True),
+        ("Label this: {id}", ["-n"], True),
+        ("Label this: {id}", ["-f", "label"], True),
+        ("给这条评论打标签：{id}", [], True),
+        ("Label this: {id}", ["--text"], False),
+        ("Label this: {id}", ["-s", "Answer as Json."], False),
+        ("Label this: {id}", ["--schema", "schema.json"], False),
+        ("Label this: {id}", ["-o", 'guided_json={"type": "object"}'], False),
+        ("Label this as json: {id}", [], False),
+        ("{id}", ["-o", "seed=1"], False),  # the record brings its own words
+    ],
+)
+def test_a_run_that_asks_for_no_json_says_so_once(
+    program: Programs, server: Server, prompt: str, args: list[str], is_said: bool
+) -> None:
+    program.write("label.md", prompt)
+    program.write("schema.json", '{"type": "object", "required": []}')
+    server.answer = lambda request: completion({"label": "a"})
+    said = program.run("-p", "label.md", *args, input=rows(range(3))).said
+    notices = [line for line in said if "--text" in line]
+    assert len(notices) == is_said
+    assert not is_said or (said[0] == notices[0] and "says JSON" in said[0])
+
+
+def test_words_of_a_record_reach_a_plain_line_fit_for_a_terminal(program: Programs, server: Server) -> None:
+    program.write("typo.md", "{nope}")
+    key = "a\x1b[31m\nllmfilter: all is well\r\x9b" + "k" * 60_000
+    run = program.run("-p", "typo.md", input=(json.dumps({key: 1}) + "\n").encode() * 40)
+    assert run.status == 3
+    for line in run.said:
+        assert line.startswith("llmfilter: ") and line.isprintable() and len(line) < 2100
+
+
 # How it ends.
 
 

@@ -17,6 +17,7 @@ TAGS = {
     "<longcat_think>": "</longcat_think>",  # Meituan LongCat
     "[THINK]": "[/THINK]",  # Mistral's Magistral
     "◁think▷": "◁/think▷",  # Kimi
+    "<|channel>thought": "<channel|>",  # Gemma 4 (its model card)
 }
 _OPENING = re.compile(rf"\s*({'|'.join(map(re.escape, TAGS))})")
 _CLOSING = re.compile("|".join(map(re.escape, TAGS.values())))

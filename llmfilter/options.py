@@ -84,7 +84,7 @@ EXAMPLES = """\
 examples:
   cat data.jsonl | llmfilter -p prompt.md > out.jsonl
   head -3 data.jsonl | llmfilter -p prompt.md -n        # see the requests, send none
-  llmfilter -m gpt-4o-mini --schema answer.json -p prompt.md < in.jsonl > out.jsonl
+  llmfilter -m MODEL --schema answer.json -p prompt.md < in.jsonl > out.jsonl
   llmfilter -u http://localhost:8000/v1 -j 256 -p prompt.md < in.jsonl > out.jsonl
   llmfilter --text --as fr -p translate.md < in.jsonl 2> errors.jsonl > out.jsonl
   grep '^{' errors.jsonl | jq -c '.input | objects' | llmfilter -p better.md

@@ -172,7 +172,7 @@ def test_how_far_it_is(line: str, shell: Shell, server: Server) -> None:
     assert run.finish().status == 0
 
 
-@runs("llmfilter --schema answer.json ", "llmfilter -m gpt-4o-mini --schema ")
+@runs("llmfilter --schema answer.json ", "llmfilter -m MODEL --schema ")
 def test_answers_that_fit_a_schema(line: str, shell: Shell, server: Server) -> None:
     """The first answer does not; it is asked for again."""
     answers = iter([{"label": 1}, {"label": "spam"}])
@@ -207,12 +207,12 @@ def test_a_prompt_without_a_file(line: str, shell: Shell, server: Server, name: 
     assert server.prompts == ["Translate into French: hello"]
 
 
-@runs("llmfilter -m gpt-4o-mini --as mini ")
+@runs("llmfilter -m SMALL --as small ")
 def test_two_models_side_by_side(line: str, shell: Shell, server: Server) -> None:
     server.answer = lambda request: completion({"model": request.json["model"]})
     shell.write("data.jsonl", rows([1]))
     assert shell.run(line).status == 0
-    found = {"id": 1, "mini": {"model": "gpt-4o-mini"}, "big": {"model": "gpt-4o"}}
+    found = {"id": 1, "small": {"model": "SMALL"}, "big": {"model": "BIG"}}
     assert shell.read_rows("out.jsonl") == [found]
 
 
@@ -229,7 +229,7 @@ def test_a_prompt_that_is_a_command(line: str, shell: Shell, server: Server) -> 
     shell.write("mails.jsonl", rows([1]))
     assert shell.run(line).status == 0
     assert shell.read_rows("labelled.jsonl") == [{"id": 1, "echo": "Label 1"}]
-    assert server.requests[0].json["model"] == "gpt-4o-mini"
+    assert server.requests[0].json["model"] == "MODEL"
 
 
 @runs("llmfilter -u http://localhost:8000/v1 -j 256 ")

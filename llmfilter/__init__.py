@@ -15,8 +15,8 @@ The rooms, in the order in which a row meets them:
     output/     answers to stdout, error lines to stderr; the terminal, its bar, the summary
 
 Leaves, which all may use: errors (named by their remedy), words (for people), jsontext (JSON as bytes),
-stats (counters), worker (a thread for blocking calls). Each folder's docstring says what it promises,
-what it may import and what it keeps to itself.
+stats (counters), ending (how a run ends), notices (what is said once), worker (a thread for blocking calls).
+Each folder's docstring says what it promises, what it may import and what it keeps to itself.
 """
 
 __version__ = "0.1.0"

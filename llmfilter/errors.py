@@ -14,11 +14,15 @@ class UsageError(Exception):
 
 
 class RunError(Exception):
-    """What refuses every row: the run ends here (exit status 3)."""
+    """What refuses every row: the run ends here (exit status 3).
 
-    def __init__(self, message: str) -> None:
+    resumes: whether the same command on the same input can go on from there.
+    """
+
+    def __init__(self, message: str, resumes: bool = True) -> None:
         super().__init__(message)
         self.message = message
+        self.resumes = resumes
 
     def __str__(self) -> str:
         return self.message

@@ -3,6 +3,8 @@
 Everything that is wrong with it shows here, before any row is read: as UsageError.
 """
 
+import errno
+import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +16,8 @@ from llmfilter.answers.checks import make_checks, response_format
 from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
 from llmfilter.input.records import peek_keys
-from llmfilter.input.request import Keys, Prompt, request_fields
-from llmfilter.input.template import Template, parse_prompt, refuse_fixed, varies
+from llmfilter.input.request import Keys, Prompt, may_vary, request_fields
+from llmfilter.input.template import Template, parse_prompt, refuse_fixed
 from llmfilter.modes.look_up import Plan
 from llmfilter.options import make_parser
 from llmfilter.pipeline import Mode, Run
@@ -41,11 +43,11 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     checks = make_checks(args, schema, fields.get("max_completion_tokens", fields.get("max_tokens")))
     if args.stream and "stream" in fields:
         raise UsageError("--stream and -o stream=false: give one of them")
-    user = Template(parse_prompt(read_file("-p", args.prompt))) if args.prompt is not None else None
+    user = Template(read_prompt(args.prompt)) if args.prompt is not None else None
     system = Template(read_system(args.system)) if args.system is not None else None
     if args.image is not None and not user:
         raise UsageError("--image puts pictures behind the text of -p: give that; a record's own messages hold them")
-    if user and not args.image and not varies(user, system, fields):
+    if user and not args.image and not may_vary(user, system, fields):
         refuse_fixed(peek_keys(stdin))
     is_dry = args.dry_run or args.to_batch
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry)
@@ -55,7 +57,7 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
         from llmfilter.server.models import only_model
 
         model = await only_model(endpoint, args.timeout, is_dry)
-    prompt = Prompt(user, system, model, fields, args.image)
+    prompt = Prompt(user, system, model, fields, image=args.image)
     plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
     if is_dry:
         make: Callable[[Run], Mode] = partial(make_preview, plan, None if args.to_batch else args)
@@ -144,20 +146,42 @@ def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
         *(("-H", each) for each in args.header),
         ("$OPENAI_MODEL", environ.get("OPENAI_MODEL")),
     ]:
-        if text is not None and not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-            raise UsageError(f"{option}: the value is not UTF-8")
+        if text is not None:
+            check_utf8(option, text)
+    for option, text in {"-p": args.prompt, "-s": args.system, "-m": args.model, "-u": args.base_url}.items():
+        if text is not None and not text.strip():
+            raise UsageError(f"{option}: the value is empty; is a variable in it not set?")
 
 
-def read_file(option: str, path: str) -> str:
-    """Return a file's text, UTF-8 whatever the locale."""
+def check_utf8(option: str, text: str) -> None:
+    """Raise UsageError where a value that was typed is not UTF-8."""
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise UsageError(f"{option}: the value is not UTF-8")
+
+
+def read_file(option: str, path: str, else_: str = "") -> str:
+    """Return a file's text, UTF-8 whatever the locale; else_: what to say beside where there is none of that name."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{option} {printable(path)}: {error.strerror}") from None
+        way_out = else_ if error.errno in _NO_FILE else ""
+        raise UsageError(f"{option} {printable(path)}: {error.strerror}{way_out}") from None
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{option} {printable(path)}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
         ) from None
+
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def read_prompt(text: str) -> str:
+    """Return the prompt: what stands in a file, or the text itself if it holds a `{` and is no file's name."""
+    if "{" not in text or os.path.exists(text):
+        way_out = "; a prompt itself is told by its braces, as in -p 'Translate: {text}', or given as -p <(echo …)"
+        return parse_prompt(read_file("-p", text, way_out))
+    check_utf8("-p", text)
+    return text
 
 
 def read_system(text: str) -> str:
@@ -165,8 +189,12 @@ def read_system(text: str) -> str:
     return parse_prompt(read_file("-s", text[1:])) if text.startswith("@") else text
 
 
-def read_schema(path: str) -> "Schema":
-    """Return the schema in a file."""
+def read_schema(text: str) -> "Schema":
+    """Return the schema in a file, or the one that the text is, if it begins with a `{` and is no file's name."""
     from llmfilter.answers.schema import Schema
 
-    return Schema(read_file("--schema", path).encode(), path)
+    if text.lstrip().startswith("{") and not os.path.exists(text):
+        check_utf8("--schema", text)
+        return Schema(text.encode(), "{…}")
+    way_out = '; a schema itself begins with a {, as in --schema \'{"type": "object", …}\''
+    return Schema(read_file("--schema", text, way_out).encode(), text)

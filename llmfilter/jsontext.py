@@ -46,15 +46,17 @@ def _number(text: str) -> Any:
 
 
 _decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse)
+ODD_BYTES_MOST = 4 << 20
 _DEPTH_MOST = 1_024  # orjson's; Python's json has to take the same, on every version
 sys.setrecursionlimit(4 * _DEPTH_MOST)
 _STRING_OR_PLAIN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^"\[\]{}]++', re.DOTALL)
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
-def depth(text: str) -> int:
-    """Return how many brackets are open at most."""
-    return max(accumulate(_STEPS[bracket] for bracket in _STRING_OR_PLAIN.sub("", text)), default=0)
+def is_deeper(text: str, most: int) -> bool:
+    """Return whether more than so many brackets are open somewhere."""
+    brackets = _STRING_OR_PLAIN.sub("", text)
+    return any(level > most for level in accumulate(_STEPS[bracket] for bracket in brackets))
 
 
 def parse_json(text: bytes | memoryview | str) -> Any:
@@ -62,15 +64,18 @@ def parse_json(text: bytes | memoryview | str) -> Any:
 
     orjson refuses some valid JSON (1e400, numbers of thousands of digits, lone surrogates); there
     Python's json steps in, with numbers as `_number` reads them, since its own int stops at 4,300 digits.
+    It takes up to 0.2 s a MB, so that a larger text with such things in it stays refused.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         fault = str(error)
+    if len(text) > ODD_BYTES_MOST:
+        raise ValueError(f"{fault}; what is odd but valid is taken up to {ODD_BYTES_MOST >> 20} MiB")
     try:
         # Decoded here, since json would also guess UTF-16 and UTF-32.
         source = text if isinstance(text, str) else bytes(text).decode()
-        if depth(source) <= _DEPTH_MOST:
+        if not is_deeper(source, _DEPTH_MOST):
             return _decoder.decode(source)
         fault = "it is nested too deeply"
     except ValueError:

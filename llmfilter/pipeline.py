@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from llmfilter import ending
 from llmfilter.ending import Ending
-from llmfilter.errors import OUT_OF_MEMORY, RowError, RunError
+from llmfilter.errors import OUT_OF_MEMORY, RowError, RunError, UsageError
 from llmfilter.input.reader import Reader
 from llmfilter.output.lines import BUFFER_BYTES, Output
 from llmfilter.stats import Snapshot, Stats, UnderWay
@@ -121,7 +121,9 @@ class Pipeline:
             self._run.stop_early(f"stdin can't be read: {error.strerror}")
         except RunError as end:
             self._first_left = None
-            self._run.stop_early(end.message)
+            self._run.ending.begin(ending.STOPPED_EARLY, end.message, resumes=end.resumes)
+        except UsageError as error:  # what only the first record can tell
+            self._run.ending.begin(ending.WRONG_USAGE, str(error), resumes=False)
         except Exception as bug:
             self._run.stop_for(bug)
 

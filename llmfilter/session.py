@@ -129,7 +129,7 @@ def last_words(pipeline: "Pipeline", mode: "Mode", run: "Run") -> list[str]:
     """Return what there is to say at the end, beside the summary."""
     stop, lines = run.ending.stop, []
     if stop and stop.reason:
-        lines.append(describe_stop(stop.reason, pipeline, mode, run.stats))
+        lines.append(describe_stop(stop, pipeline, mode, run.stats))
     if run.stats.unstored:
         lost = counted(run.stats.unstored, "answer")
         lines.append(f"{lost} could not be stored in the cache: they will be paid for again")
@@ -138,13 +138,16 @@ def last_words(pipeline: "Pipeline", mode: "Mode", run: "Run") -> list[str]:
     return lines
 
 
-def describe_stop(reason: str, pipeline: "Pipeline", mode: "Mode", stats: "Stats") -> str:
+def describe_stop(stop: ending.Stop, pipeline: "Pipeline", mode: "Mode", stats: "Stats") -> str:
     """Return how far a run came that ended early, and how to go on."""
+    if stop.status == ending.WRONG_USAGE:
+        return str(stop.reason)
+    reason = stop.reason
     line = pipeline.snapshot().first_unfinished
     done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"
     if line is None:
         return f"{reason}; every row has its line: {done}"
-    way_on = ": the same command on the same input goes on from there" if mode.resumes else ""
+    way_on = ": the same command on the same input goes on from there" if mode.resumes and stop.resumes else ""
     return f"{reason}; stopped at line {line}, the first that is left ({done}){way_on}"
 
 

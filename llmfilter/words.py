@@ -11,6 +11,9 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one alone, UTF-8 ma
 SAMPLES = "jq -c 'range(5) as $seed | . + {seed: $seed}' | llmfilter -o seed={seed} -o temperature=1 ..."
 _LINE_MOST = 2000  # characters of a line that says something of the whole run
 _LOOKED_AT_MOST = 200  # a record may have any number of keys
+_LISTED_MOST = 50
+_NAME_MOST = 100  # characters of one that anybody reads
+_SEPARATORS = re.compile(r"[\s_-]+")
 
 
 def plain_line(message: str, name: str = "llmfilter") -> bytes:
@@ -45,11 +48,26 @@ def money(amount: float) -> str:
 
 
 def did_you_mean(typed: str, known: Iterable[str], shown: str = "{}") -> str:
-    """Return "; did you mean NAME?" for the known name most like `typed`, else nothing; shown: how to write it."""
+    """Return "; did you mean NAME?" for the known name most like `typed`, else nothing; shown: how to write it.
+
+    Most like it is a name that differs only in case, white space, `_` and `-`.
+    """
     from difflib import get_close_matches  # only a message needs it
 
-    close = get_close_matches(typed, islice(known, _LOOKED_AT_MOST), n=1)
-    return f"; did you mean {shown.format(close[0])}?" if close else ""
+    if len(typed) > _NAME_MOST:
+        return ""
+    names = {name.casefold(): name for name in reversed([*islice(known, _LOOKED_AT_MOST)]) if len(name) <= _NAME_MOST}
+    plain = {_SEPARATORS.sub("", name): name for name in names}
+    close = [plain[key]] if (key := _SEPARATORS.sub("", typed.casefold())) in plain and key else []
+    if not close and len(typed) > 1:  # a single letter is like nothing
+        close = get_close_matches(typed.casefold(), names, n=1)
+    return f"; did you mean {shown.format(printable(names[close[0]], _NAME_MOST))}?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return like `id, text`, as many of the names as anybody reads."""
+    shown = [printable(name, _NAME_MOST) or '""' for name in islice(names, _LISTED_MOST + 1)]
+    return ", ".join([*shown[:_LISTED_MOST], "…"] if len(shown) > _LISTED_MOST else shown) or "none"
 
 
 def describe_bug(bug: BaseException) -> str:

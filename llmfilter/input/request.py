@@ -2,33 +2,48 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import orjson
 
 from llmfilter.errors import RowError, UsageError, attempt
 from llmfilter.input.pictures import picture_parts
-from llmfilter.input.template import Field, Template, dump_value, inside, json_at, parse_field, text_at
-from llmfilter.jsontext import depth, dump_text, is_exact, object_end, one_line, parse_exact, parse_json
-from llmfilter.words import SAMPLES
-
-if TYPE_CHECKING:
-    pass
-
+from llmfilter.input.records import kind_of
+from llmfilter.input.template import (
+    Field,
+    OptionText,
+    Template,
+    dump_value,
+    find,
+    inside,
+    jq_path,
+    json_at,
+    parse_field,
+    refuse_fixed,
+    text_at,
+)
+from llmfilter.jsontext import dump_text, is_deeper, is_exact, object_end, one_line, parse_exact, parse_json
+from llmfilter.notices import Notices
+from llmfilter.words import SAMPLES, listed, printable
 
 _BUILT = {"messages": "-p and -s", "model": "-m", "stream_options": "--stream", "n": None}  # what -o may not set
 _DEPTH_MOST = 254  # what orjson writes
+_NAME_MOST = 100  # characters of a field's name that are shown
+_SYSTEM_ROLES = ("system", "developer")  # OpenAI's newer name for it
 
 
 class Prompt:
     """Builds the body of a chat request.
 
     user: the template of the user message, or None where each record carries its own `messages`.
-    system: the template of the system message.
-    image: the field that names the pictures behind the user's text, or None.
+    system: the template of the system message; takes the place of one that a record brings along.
     fields: the other request fields, in order; as an attribute their names.
+    notices: gets what to tell people about the whole run.
+    image: the field that names the pictures behind the user's text, or None.
     head: what each body begins with.
-    fixed_bytes: the size of a body without the record's values.
+    fixed_bytes: about the size of a body without the record's values.
+
+    The first record decides what texts in braces are placeholders: `settle`.
     """
 
     def __init__(
@@ -37,37 +52,61 @@ class Prompt:
         system: Template | None,
         model: str,
         fields: Mapping[str, Any],
+        notices: Notices | None = None,
         image: str | None = None,
     ) -> None:
         self.image = image
-        self._pictures_at: int | None = None
-        self._parts = [orjson.dumps({"model": model, "messages": []})[:-2]]
-        self._list_at = len(self._parts[0].decode()) - 1
-        self._texts: list[tuple[int, str, str | None]] = []  # place, name, and key if the name is one
-        self._values: list[tuple[int, str]] = []  # place and name
+        self._user, self._system, self._fields = user, system, fields
+        self.notices = notices or Notices()
+        self._start = orjson.dumps({"model": model, "messages": []})[:-2]
+        self._list_at = len(self._start.decode()) - 1
+        self.is_settled = False
+        self._build()
+        self.head = self._parts[0]
+        self.fields = fields.keys()
+        self.fixed_bytes = sum(map(len, self._parts))
+
+    def settle(self, first: Mapping[str, Any]) -> None:
+        """Decide by the first record which texts in braces are placeholders; note what may be meant otherwise."""
+        self._user, self._system = (each and each.settle(first) for each in (self._user, self._system))
+        doubts = [
+            *(self._system.doubts(first) if self._system else ()),
+            *(self._user.doubts(first) if self._user else ()),
+        ]
+        fields = {}
+        for key, value in self._fields.items():
+            fields[key] = value.settle(first) if isinstance(value, OptionText) else value
+            doubts += [f"-o {key}: {doubt}" for doubt in value.doubts(first)] if isinstance(value, OptionText) else []
+        self._fields = fields
+        for doubt in doubts:
+            self.notices.add(doubt, doubt)
+        self._build()
+        self.is_settled = True
+
+    def _build(self) -> None:
+        self._parts = [self._start]
+        self._texts: list[tuple[int, str]] = []  # place and name of each value in a text
+        self._values: list[tuple[int, str]] = []  # the same of each value that is a request field
         self._own_at: int | None = None
-        if system:
-            self._add_message(b"system", system)
+        self._pictures_at: int | None = None
+        if self._system:
+            self._add_message(b"system", self._system)
             self._parts[-1] += b","
-        if user:
-            self._add_message(b"user", user, has_pictures=image is not None)
+        if self._user:
+            self._add_message(b"user", self._user, has_pictures=self.image is not None)
         else:
             self._own_at = len(self._parts)
             self._parts += [b"", b""]
         self._parts[-1] += b"]"
-        for key, value in fields.items():
+        for key, value in self._fields.items():
             self._add_field(key, value)
         self._parts[-1] += b"}"
-        self.head = self._parts[0]
-        self.fields = fields.keys()
-        self.fixed_bytes = sum(map(len, self._parts))
 
     def _add_message(self, role: bytes, template: Template, has_pictures: bool = False) -> None:
         opening = b'[{"type":"text","text":' if has_pictures else b""
         self._parts[-1] += b'{"role":"%b","content":%b"%b' % (role, opening, template.parts[0])
         first = len(self._parts) - 1
-        for at, name in template.placeholders:
-            self._texts.append((first + at, name, None if "." in name else name))
+        self._texts += [(first + at, name) for at, name in template.placeholders]
         self._parts += template.parts[1:]
         self._parts[-1] += b'"'
         if has_pictures:  # behind the text, which others may share: servers' caches work on prefixes
@@ -81,38 +120,95 @@ class Prompt:
         if isinstance(value, Field):
             self._values.append((len(self._parts), value.name))
             self._parts += [b"", b""]
+        elif isinstance(value, OptionText):
+            self._parts += [dump_text(value), b""]
         else:
             self._parts[-1] += orjson.dumps(value)
 
-    def body(self, record: Mapping[str, Any], raw: bytes) -> bytes:
-        """Return the request for one record, whose own bytes are `raw`; raise RowError(`template`) if it can't be."""
+    def body(self, record: Mapping[str, Any], raw: bytes, line: int = 0) -> bytes:
+        """Return the request for the record on a line, whose own bytes are `raw`; raise RowError(`template`)."""
         parts = self._parts.copy()
         try:
-            for at, name, key in self._texts:
-                value = record.get(key) if key else None
-                parts[at] = orjson.dumps(value if type(value) is str else text_at(name, record, raw))[1:-1]
+            for at, name in self._texts:
+                value = record.get(name)
+                parts[at] = orjson.dumps(value if type(value) is str else self._text(name, record, raw, line))[1:-1]
         except orjson.JSONEncodeError:  # a lone surrogate
-            for at, name, _ in self._texts:
+            for at, name in self._texts:
                 parts[at] = inside(text_at(name, record, raw))
         if self._own_at is not None:
-            parts[self._own_at] = _own_messages(record, raw)
+            parts[self._own_at] = self._own_messages(record, raw, line)
         if self._pictures_at is not None and self.image is not None:
             parts[self._pictures_at] = picture_parts(self.image, record)
         for at, name in self._values:
             parts[at] = json_at(name, record, raw)
         return b"".join(parts)
 
-    def bodies(self, records: Sequence[dict[str, Any] | RowError], raws: Sequence[bytes]) -> list[bytes | RowError]:
-        """Return the request for each record, or what is wrong with it; what was wrong before stays so."""
+    def _text(self, name: str, record: Mapping[str, Any], raw: bytes, line: int) -> str:
+        text = text_at(name, record, raw)
+        if text == "null" and find(name, record) is None:
+            shown, way = printable(f"{{{name}}}", _NAME_MOST), printable(jq_path(name, record), _NAME_MOST)
+            self.notices.add(
+                "null",
+                f"line {line}: {shown} is null, and the word null is sent; this leaves such rows out: "
+                f"jq -c 'select({way})'",
+            )
+        return text
+
+    def _own_messages(self, record: Mapping[str, Any], raw: bytes, line: int) -> bytes:
+        messages = parse_messages(record)
+        start = int(self._system is not None and messages[0].get("role") in _SYSTEM_ROLES)
+        if start == len(messages):
+            raise RowError("template", "the record's `messages` are a system turn only, whose place -s takes")
+        if messages[-1].get("role") == "assistant":
+            self.notices.add(
+                "assistant",
+                f"line {line}: the record's `messages` end with an assistant turn, which the model goes on with; "
+                "jq -c '.messages |= .[:-1]' leaves the last turn out",
+            )
+        return dump_value(parse_exact(raw)["messages"][start:])[1:-1]
+
+    def bodies(
+        self, records: Sequence[dict[str, Any] | RowError], raws: Sequence[bytes], first_line: int = 1
+    ) -> list[bytes | RowError]:
+        """Return the request for each record, or what is wrong with it; what was wrong before stays so.
+
+        Raise UsageError where the first record shows that nothing in the prompt is a field.
+        """
+        if not self.is_settled:
+            self._settle_by_first(records)
+        lines = range(first_line, first_line + len(records))
         try:
             if {*map(type, records)} == {dict}:
-                return list(map(self.body, records, raws))  # type: ignore[arg-type]
+                sound = cast(Sequence[dict[str, Any]], records)
+                return [*(self._plain_bodies(sound) or map(self.body, sound, raws, lines))]
         except RowError:
             pass
         return [
-            record if isinstance(record, RowError) else attempt(self.body, record, raw)
-            for record, raw in zip(records, raws, strict=True)
+            record if isinstance(record, RowError) else attempt(self.body, record, raw, line)
+            for record, raw, line in zip(records, raws, lines, strict=True)
         ]
+
+    def _plain_bodies(self, records: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
+        """Return the requests where one text of each record is all that differs, as nearly always; else None."""
+        if len(self._texts) != 1 or self._values or self._own_at is not None or self._pictures_at is not None:
+            return None
+        ((at, name),) = self._texts
+        texts = [record.get(name) for record in records]
+        if {*map(type, texts)} != {str}:
+            return None
+        before, after = b"".join(self._parts[:at]), b"".join(self._parts[at + 1 :])
+        try:
+            return [b"".join((before, orjson.dumps(text)[1:-1], after)) for text in texts]
+        except orjson.JSONEncodeError:  # a lone surrogate
+            return None
+
+    def _settle_by_first(self, records: Sequence[dict[str, Any] | RowError]) -> None:
+        first = next((each for each in records if isinstance(each, dict)), None)
+        if first is not None:
+            self.settle(first)
+            is_fixed = self._own_at is None and self._pictures_at is None and not self._texts and not self._values
+            if is_fixed:
+                refuse_fixed(list(first))
 
     def extend(self, body: bytes, turns: Sequence[tuple[str, str]]) -> bytes:
         """Return `body` with more messages, (role, content) each, at the end of its list."""
@@ -122,14 +218,26 @@ class Prompt:
         return text[:end].encode() + added + text[end:].encode()
 
 
-def _own_messages(record: Mapping[str, Any], raw: bytes) -> bytes:
+def may_vary(user: Template, system: Template | None, fields: Mapping[str, Any]) -> bool:
+    """Return whether anything of a request can come from its record."""
+    templates = [user, system] if system else [user]
+    values = fields.values()
+    return any(each.may_vary for each in templates) or any(isinstance(each, Field | OptionText) for each in values)
+
+
+def parse_messages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a record's own `messages`; raise RowError(`template`) where they are no list of turns."""
     messages = record.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
-        there = ", ".join(record) or "none"
-        raise RowError("template", f"the record has no list `messages` (and there is no -p); it has: {there}")
-    if not messages:
+    if isinstance(messages, list) and all(isinstance(each, dict) for each in messages):
+        if messages:
+            return messages
         raise RowError("template", "the record's `messages` is an empty list")
-    return dump_value("the record's `messages`", parse_exact(raw)["messages"])[1:-1]
+    if "messages" in record:
+        found = "a list of something else" if isinstance(messages, list) else kind_of(messages)
+        why = f'; its `messages` is {found}: a turn is an object, like [{{"role": "user", "content": "…"}}]'
+    else:
+        why = f" (and there is no -p); it has: {listed(record)}"
+    raise RowError("template", f"the record has no list `messages`{why}")
 
 
 class Keys:
@@ -161,6 +269,8 @@ def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
         key, equals, text = option.partition("=")
         if not equals or not key:
             raise UsageError(f"-o {option!r}: give KEY=VALUE, like -o max_tokens=500")
+        if key != key.strip():
+            raise UsageError(f"-o {option!r}: no blanks around the =: -o {key.strip()}={text.strip()}")
         if key in _BUILT:
             instead = f"use {_BUILT[key]}" if _BUILT[key] else f"each row is one answer; for several: {SAMPLES}"
             raise UsageError(f"-o {key}=…: llmfilter sets this field itself; {instead}")
@@ -183,7 +293,7 @@ def parse_value(key: str, text: str) -> Any:
     try:
         value = parse_json(text)
     except ValueError:
-        return text
-    if depth(text) > _DEPTH_MOST:
+        return OptionText(text) if "{" in text else text
+    if is_deeper(text, _DEPTH_MOST):
         raise UsageError(f"-o {key}=…: the value is nested too deeply, in more than {_DEPTH_MOST} levels")
     return value if is_exact(text) else orjson.Fragment(one_line(text))

@@ -11,7 +11,7 @@ from llmfilter.answers.checks import Checks
 from llmfilter.cache.replay import Outcome, Replay
 from llmfilter.cache.store import NoCache
 from llmfilter.errors import RowError
-from llmfilter.input.records import parse_records
+from llmfilter.input.records import parse_records, refuse_foreign
 from llmfilter.input.request import Keys, Prompt
 from llmfilter.jsontext import Row
 from llmfilter.modes.hopeless import Hopeless
@@ -66,7 +66,11 @@ class LookUp:
         plan, stats = self._plan, self._run.stats
         raws = [line.strip() for line in lines]
         records = parse_records(raws)
-        rows, bodies = self._sift(raws, records, plan.prompt.bodies(records, raws))
+        if not plan.prompt.is_settled:
+            refuse_foreign(raws, records)
+        rows, bodies = self._sift(raws, records, plan.prompt.bodies(records, raws, self.taken + 1))
+        for notice in plan.prompt.notices.take():
+            self._run.output.say(notice)
         stats.rows += len(rows)
         keys = plan.keys.of(bodies)
         while rows:

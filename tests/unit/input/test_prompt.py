@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import compact, exact, numbers, values
 
-from llmfilter.errors import RowError, UsageError
-from llmfilter.input.request import Prompt
-from llmfilter.input.template import Field, Template, parse_field, parse_prompt, refuse_fixed
+from llmfilter.errors import RowError, UsageError, attempt
+from llmfilter.input.records import parse_record
+from llmfilter.input.request import Prompt, request_fields
+from llmfilter.input.template import Field, OptionText, Template, jq_path, parse_field, parse_prompt, refuse_fixed
 from llmfilter.jsontext import parse_json
+from llmfilter.notices import Notices
 
 
 def messages(prompt: Prompt, raw: str) -> list[dict[str, Any]]:
@@ -20,10 +23,20 @@ def messages(prompt: Prompt, raw: str) -> list[dict[str, Any]]:
     return found
 
 
-def fill(template: str, raw: str) -> str:
-    """What a prompt becomes for one record."""
-    (message,) = messages(Prompt(Template(template), None, "m", {}), raw)
+def fill(template: str, raw: str, first: str | None = None) -> str:
+    """What a prompt becomes for one record, which is also the first unless that is given."""
+    prompt = Prompt(Template(template), None, "m", {})
+    prompt.settle(parse_json(first or raw))
+    (message,) = messages(prompt, raw)
     return str(message["content"])
+
+
+def said(template: str, first: str, **fields: str) -> list[str]:
+    """What people are told about a prompt when the first record is known."""
+    notices = Notices()
+    options = request_fields([f"{key}={value}" for key, value in fields.items()], None)
+    Prompt(Template(template), None, "m", options, notices).settle(parse_json(first))
+    return notices.take()
 
 
 def fault(template: str, raw: str) -> str:
@@ -40,9 +53,13 @@ def fault(template: str, raw: str) -> str:
 @given(st.lists(st.sampled_from(list('{}.a_0 "\\\n$')) | st.text(max_size=3)).map("".join))
 @example('{"label": "spam"} \\d{3} {0} {} { a } {a.} {.a} {a b} {{ a }} %s $a é\u2028')
 def test_text_without_placeholders_comes_out_as_it_is(text: str) -> None:
-    literal = re.sub(r"\{(?=[A-Za-z_])", "{ ", text)
+    literal = re.sub(r"\{(?=[^\W\d]|\.\})", "{ ", text)
     assert Template(literal).placeholders == []
     assert fill(literal, "{}") == literal
+    assert fill(literal, '{"z": 1}') == literal
+    doubled = re.search(r'\{\{\s*"', literal) is not None
+    assert len(said(literal, "{}")) == doubled
+    assert said("{z}" + literal, '{"z": 1}')[:1] == said("{z}" + literal, "{}")[:1]
 
 
 pieces = st.lists(st.sampled_from(["{a}", "{b}", "{{a}}", "{", "}", "\\", '"', "é", "\n", "\\1"]), max_size=5).map(
@@ -113,9 +130,151 @@ def test_placeholders(template: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ['"x"', "1.0"])
-def test_a_dot_is_always_a_step_never_part_of_a_key(value: str) -> None:
-    assert fill("{a.b}", f'{{"a.b": {value}, "a": {{"b": "path"}}}}') == "path"
-    assert "a.b" in fault("{a.b}", f'{{"a.b": {value}}}')
+def test_a_key_with_dots_comes_before_a_path(value: str) -> None:
+    assert fill("{a.b}", f'{{"a.b": {value}, "a": {{"b": "path"}}}}') == json.loads(
+        f'"{value}"' if value[0] != '"' else value
+    )
+    assert fill("{a.b}", '{"a": {"b": "path"}}') == "path"
+    assert fill("{a.b.c}", f'{{"a": {{"b.c": {value}, "b": {{"c": "path"}}}}}}') == value.strip('"')
+    assert "a.b" in fault("{a.b}", '{"a": 1}')
+
+
+OPEN = {
+    "Review Text": "a",
+    "评论": "b",
+    "pre\u0301nom": "c",
+    "हिन्दी": "d",
+    "factual?": "e",
+    "@timestamp": "f",
+    "1st": "g",
+    "price (USD)": "h",
+    "_id": {"$oid": "i"},
+    "user.name": "j",
+    "items": [{"name": "k"}, "l"],
+    "text": "m",
+    " both ": "n",
+    "it's": "o",
+    "": "p",
+    ".x": "q",
+    "a-b c": "r",
+    "id!": {"1": {"x y": "s"}},
+    "user": {"name": "no"},
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{Review Text}{评论}{pre\u0301nom}{हिन्दी}{factual?}", "abcde"),
+        ("{@timestamp}{1st}{price (USD)}{_id.$oid}{user.name}", "fghij"),
+        ("{items.0.name}{items.1}{ text }{\ttext\u3000}", "klmm"),
+        ("{ both }", "n"),
+        ("{it's}{}{.x}{a-b c}{id!.1.x y}", "opqrs"),
+        ("{{Review Text}} {{ text }} {{评论}} {{.}} {{}}", "{Review Text} { text } {评论} {.} {}"),
+        ("{{{Review Text}}}", "{{Review Text}}"),
+        ("{review text} {Review\nText} {items.2} {items.-1} {items.00} {items.0.nam}", None),
+        (
+            '{"text": {0}} {"Review Text"} \\d{1,3} {{nothing here}}',
+            '{"text": {0}} {"Review Text"} \\d{1,3} {{nothing here}}',
+        ),
+    ],
+)
+def test_a_field_of_any_name_is_a_placeholder_where_the_first_record_has_it(template: str, text: str | None) -> None:
+    raw = json.dumps(OPEN)
+    if text is None:
+        assert "no field items.2" in fault(template, raw)
+    else:
+        assert fill(template, raw) == text
+        assert fill(template, raw, raw) == text
+
+
+def test_the_first_record_decides_for_all_of_the_run() -> None:
+    prompt = Prompt(Template("{a b}{x}{c d}"), None, "m", {})
+    raws = [b"no record", b'{"x": 0}', b'{"x": 1, "c d": 2}']
+    records = [attempt(parse_record, raw) for raw in raws]
+    bodies = prompt.bodies(records, raws)
+    assert [json.loads(each)["messages"][0]["content"] for each in bodies[1:]] == ["{a b}0{c d}", "{a b}1{c d}"]  # type: ignore[arg-type]
+    prompt = Prompt(Template("{a b}{x}{c d}"), None, "m", {})
+    bodies = prompt.bodies([records[0], records[2], records[1]], [raws[0], raws[2], raws[1]])
+    assert json.loads(bodies[1])["messages"][0]["content"] == "{a b}12"  # type: ignore[arg-type]
+    assert isinstance(bodies[2], RowError) and "no field c d; it has: x" in bodies[2].message
+
+
+keys = st.text(st.characters(exclude_characters='{}"\r\n'), max_size=8).filter(lambda key: key != ".")
+
+
+@settings(deadline=None)
+@given(keys, keys, pieces)
+@example("", "{", "x")
+@example(" a", "a", "x")
+@example("a.b", "a", "x")
+@example("a.0", "a", "x")
+@example("\ud800", "a", "x")
+def test_any_key_of_the_first_record_can_be_named(key: str, other: str, value: str) -> None:
+    first = {other: "other", key: value}
+    raw = json.dumps(first)
+    assert fill(f"<{{{key}}}>", raw) == f"<{value}>"
+    assert fill(f"<{{{{{key}}}}}>", raw) == f"<{{{key}}}>"
+    assert parse_field(f"{{{key}}}", first) == Field(key)
+    prompt = Prompt(Template(f"<{{{key}}}>"), Template(f"{{{key}}}"), "m", {"x": OptionText(f"{{{key}}}")})
+    (body,) = prompt.bodies([first], [raw.encode()])
+    assert isinstance(body, bytes) and body.startswith(prompt.head)
+    assert json.loads(body) == {
+        "model": "m",
+        "messages": [{"role": "system", "content": value}, {"role": "user", "content": f"<{value}>"}],
+        "x": value,
+    }
+
+
+def test_a_dot_is_the_whole_record_with_its_own_bytes() -> None:
+    raw = '{"a": 1.50, "b":[ 12345678901234567890123 ], "c": "\\u00e9"}'
+    assert fill("<{.}>", raw) == f"<{raw}>"
+    assert fill("{.}", '{".": "own"}') == "own"
+    body = Prompt(Template("{a}"), None, "m", {"x": Field(".")}).body(parse_json(raw), raw.encode())
+    assert body.endswith(b',"x":' + raw.encode() + b"}")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "{Review Txt}",
+            ["{Review Txt} is sent as it stands", "Review Text, text, lang", "did you mean {Review Text}?"],
+        ),
+        ("{review text}", ["did you mean {Review Text}?"]),
+        ("{ Text }", ["{ Text } is sent", "did you mean {text}?"]),
+        ("{{Review Txt}}", ["{{Review Txt}} is sent as it stands", "did you mean {Review Text}?"]),
+        ("{{text}}", ["{{text}} sends {text} itself", "write {text} for the field", "Review Text, text, lang"]),
+        ("{{ text }}", ["{{ text }} sends { text } itself", "write {text}"]),
+        ("{{ Review Text }}", ["write {Review Text} for the field"]),
+        ('{{"label": "x"}}', ["doubled braces", "no escaping"]),
+        ('{{\n  "label": {{"x": 1}} }}', ["doubled braces"]),
+    ],
+)
+def test_what_may_not_be_meant_as_it_is_sent_is_said_once(template: str, words: list[str]) -> None:
+    (line,) = said(f"{template} {{text}} {template}", '{"Review Text": 1, "text": 2, "lang": 3}')
+    assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.parametrize(
+    "template", ['{"label": 1}', "{3} {1,3} {x: y}", "{{a}} {{frac}}", "{text} {lang}", "{tx}", '{"a": {"b": 1}}', "{}"]
+)
+def test_nothing_is_said_of_other_braces(template: str) -> None:
+    assert said(template, '{"Review Text": 1, "text": 2, "lang": 3}') == []
+
+
+def test_names_and_records_come_into_messages_in_sizes_that_can_be_read() -> None:
+    (line,) = said(
+        "{Review  Text}" + "{zz\x1b zz}" * 99,
+        json.dumps({"Review Text\x1b": 1, **{f"k{n}" * 99: 1 for n in range(999)}}),
+    )
+    assert line.isprintable()
+    assert len(line) < 6_000
+
+
+def test_latex_has_a_way_out() -> None:
+    assert fault("\\frac{a}{b} {text}", '{"text": 1}').endswith("it has: text; for the text {a} itself write {{a}}")
+    assert fill("\\frac{{a}}{{b}} {text}", '{"text": 1}') == "\\frac{a}{b} 1"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +283,7 @@ def test_a_dot_is_always_a_step_never_part_of_a_key(value: str) -> None:
         ("{body}", '{"title": 1, "text": 2}', ["body", "title, text"]),
         ("{a.b.c}", '{"a": {"b": 1}, "z": 0}', ["a.b.c", "a, z"]),
         ("{a.b}", '{"a": [1]}', ["a.b"]),
-        ("{a.0}{a.b}", '{"a": "text"}', ["a.b"]),
+        ("{a.0}{a.b}", '{"a": "text"}', ["a.0"]),
         ("{a}", "{}", ["a", "none"]),
     ],
 )
@@ -139,7 +298,11 @@ def test_a_missing_field_is_named_with_those_that_are_there(template: str, raw: 
         ("{txet}", '{"id": 1, "text": 2}', "did you mean {text}?"),
         ("{meta.titel}", '{"meta": {"title": 1}}', "did you mean {meta.title}?"),
         ("{mata.title}", '{"meta": {"title": 1}}', "did you mean {meta.title}?"),
-        ("{my_field}", '{"my field": 1}', None),
+        ("{my_field}", '{"my field": 1}', "did you mean {my field}?"),
+        ("{reviewText}", '{"Review Text": 1}', "did you mean {Review Text}?"),
+        ("{a}", '{"ab": 1}', None),
+        ("{a}", '{"A": 1}', "did you mean {A}?"),
+        ("{x.y}", '{"X": {"Y": 1}}', "did you mean {X.Y}?"),
         ("{text}", '{"id": 1}', None),
         ("{text}", "{}", None),
     ],
@@ -149,17 +312,45 @@ def test_a_field_that_was_meant_is_suggested_as_it_is_written(template: str, raw
     assert message.endswith(f"; {hint}") if hint else "did you mean" not in message
 
 
-def test_text_that_is_not_unicode_cannot_go_in_as_json() -> None:
-    assert "not Unicode" in fault("{v}", '{"v": ["\\ud800"]}')
+@pytest.mark.parametrize("value", ['["\\ud800",1.0]', '{"\\udfff":[{"a":"é\\ud800"}],"n":-0}'])
+def test_a_lone_surrogate_goes_in_as_an_escape_in_a_list_too(value: str) -> None:
+    assert fill("{v}", f'{{"v": {value}}}') == value
 
 
 @pytest.mark.parametrize("depth", [100, 300, 1_000])
-def test_nesting_goes_in_or_is_refused_for_what_it_is(depth: int) -> None:
+def test_nesting_goes_in(depth: int) -> None:
     value = "[" * depth + "1.0" + "]" * depth
-    try:
-        assert fill("{v}", f'{{"v": {value}}}') == value
-    except RowError as error:
-        assert "nested" in error.message
+    assert fill("{v}", f'{{"v": {value}}}') == value
+
+
+def test_a_null_in_a_text_is_said_once_with_its_line_and_the_way_out() -> None:
+    notices = Notices()
+    prompt = Prompt(Template("{text} {meta.x y}"), None, "m", {"seed": Field("s")}, notices)
+    raws = [b'{"text":"null","s":null,"meta":{"x y":[null]}}', b'{"text":null,"s":1,"meta":{"x y":null}}'] * 2
+    bodies = prompt.bodies(list(map(parse_record, raws)), raws, first_line=7)
+    assert json.loads(bodies[1])["messages"][0]["content"] == "null null"  # type: ignore[arg-type]
+    assert notices.take() == [
+        "line 8: {text} is null, and the word null is sent; this leaves such rows out: jq -c 'select(.text)'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "path"),
+    [
+        ("text", {"text": None}, ".text"),
+        ("Review Text", {"Review Text": None}, '.["Review Text"]'),
+        ("评论", {"评论": None}, '.["评论"]'),
+        ("a.b", {"a.b": None}, '.["a.b"]'),
+        ("a.b", {"a": {"b": None}}, '.["a"]["b"]'),
+        ("a.0.b c", {"a": [{"b c": None}]}, '.["a"][0]["b c"]'),
+    ],
+)
+def test_how_jq_names_a_field(name: str, record: dict[str, Any], path: str) -> None:
+    assert jq_path(name, record) == path
+    selected = subprocess.run(
+        ["jq", "-c", f"select({path} == null)"], input=json.dumps(record).encode(), capture_output=True, check=True
+    )
+    assert json.loads(selected.stdout) == record
 
 
 # Requests
@@ -236,6 +427,10 @@ def test_a_conversation_goes_on_before_a_records_own_fields(fields: dict[str, An
         ("{}", None),
         ('{"a": 1}', None),
         ("{0}", None),
+        ("{.}", Field(".")),
+        ("{评论}", Field("评论")),
+        ("{a.0}", Field("a.0")),
+        ("{a b}", None),
     ],
 )
 def test_one_placeholder_and_nothing_else_is_a_field(text: str, field: Field | str | None) -> None:
@@ -280,10 +475,12 @@ def test_a_records_own_messages_go_out_with_their_numbers(odd: str) -> None:
     ("raw", "words"),
     [
         ('{"text": 1, "id": 2}', ["no list `messages`", "-p", "text, id"]),
-        ('{"messages": "hi"}', ["no list `messages`"]),
-        ('{"messages": ["hi"]}', ["no list `messages`"]),
+        (
+            '{"messages": "hi"}',
+            ["no list `messages`", "its `messages` is a string", '[{"role": "user", "content": "…"}]'],
+        ),
+        ('{"messages": ["hi"]}', ["no list `messages`", "a list of something else", '[{"role": "user"']),
         ('{"messages": []}', ["empty"]),
-        ('{"messages": [{"content": "\\ud800"}]}', ["not Unicode"]),
     ],
 )
 def test_own_messages_that_cannot_be_sent_are_a_template_error(raw: str, words: list[str]) -> None:
@@ -291,6 +488,28 @@ def test_own_messages_that_cannot_be_sent_are_a_template_error(raw: str, words: 
         Prompt(None, None, "m", {}).body(parse_json(raw), raw.encode())
     assert caught.value.kind == "template"
     assert [word for word in words if word not in caught.value.message] == []
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_prompt_takes_the_place_of_the_records_own(role: str) -> None:
+    def roles(system: str | None, raw: str) -> list[str]:
+        return [each["role"] for each in messages(Prompt(None, system and Template(system), "m", {}), raw)]  # type: ignore[arg-type]
+
+    raw = json.dumps({"messages": [{"role": role, "content": "A"}, {"role": "user"}, {"role": role}]})
+    assert roles(None, raw) == [role, "user", role]
+    assert roles("B", raw) == ["system", "user", role]
+    assert roles("B", '{"messages": [{"role": "user"}]}') == ["system", "user"]
+    with pytest.raises(RowError, match="-s"):
+        roles("B", json.dumps({"messages": [{"role": role}]}))
+
+
+def test_a_list_that_ends_with_an_assistant_turn_is_said_once() -> None:
+    notices = Notices()
+    raws = [b'{"messages":[{"role":"user"}]}', *[b'{"messages":[{"role":"user"},{"role":"assistant"}]}'] * 2]
+    Prompt(None, None, "m", {}, notices).bodies(list(map(parse_record, raws)), raws, first_line=5)
+    (line,) = notices.take()
+    assert line.startswith("line 6: the record's `messages` end with an assistant turn")
+    assert "jq -c '.messages |= .[:-1]'" in line
 
 
 # Prompt files

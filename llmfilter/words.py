@@ -61,7 +61,7 @@ def did_you_mean(typed: str, known: Iterable[str], shown: str = "{}") -> str:
     close = [plain[key]] if (key := _SEPARATORS.sub("", typed.casefold())) in plain and key else []
     if not close and len(typed) > 1:  # a single letter is like nothing
         close = get_close_matches(typed.casefold(), names, n=1)
-    return f"; did you mean {shown.format(printable(names[close[0]], _NAME_MOST))}?" if close else ""
+    return f"; did you mean {printable(shown.format(names[close[0]]), 2 * _NAME_MOST)}?" if close else ""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -188,7 +188,7 @@ def test_a_prompt_without_placeholders_lists_the_keys_of_the_first_record(
     program: Programs, server: Server, data: bytes, words: Sequence[str]
 ) -> None:
     # What stands in braces may be a field, until a record is there.
-    program.write("fixed.md", "Say { hello }" if data.startswith(b"{") else "Say hello")
+    program.write("fixed.md", "Say { hello } as JSON" if data.startswith(b"{") else "Say hello")
     program.write("data.jsonl", data)
     run = program.run("-p", "fixed.md", shell='exec "$@" < data.jsonl')
     assert run.status == 2

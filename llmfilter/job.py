@@ -4,14 +4,18 @@ Everything that is wrong with it shows here, before any row is read: as UsageErr
 """
 
 import errno
+import hashlib
 import os
 import re
+import stat
+import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from llmfilter import __version__
 from llmfilter.answers.checks import make_checks, response_format
 from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
@@ -19,7 +23,7 @@ from llmfilter.input.records import peek_keys
 from llmfilter.input.request import Keys, Prompt, may_vary, request_fields
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed
 from llmfilter.modes.look_up import Plan
-from llmfilter.options import make_parser
+from llmfilter.options import typed_options
 from llmfilter.pipeline import Mode, Run
 from llmfilter.server.endpoint import Endpoint, make_endpoint
 from llmfilter.words import printable
@@ -59,14 +63,15 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
         model = await only_model(endpoint, args.timeout, is_dry)
     prompt = Prompt(user, system, model, fields, image=args.image)
     plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
+    origin = describe_run(args, model, endpoint)
     if is_dry:
         make: Callable[[Run], Mode] = partial(make_preview, plan, None if args.to_batch else args)
     else:
         make = partial(make_asking, plan, args, endpoint)
     typed = b"".join([*(user.parts if user else ()), *(system.parts if system else ())]).decode()
     if user and not (args.text or schema) and asks_no_json(typed, args.option):
-        return partial(say_first, _NO_JSON, make)
-    return make
+        prompt.notices.add("JSON", _NO_JSON)
+    return partial(begin, prompt, origin, make)
 
 
 _NO_JSON = (
@@ -80,10 +85,44 @@ def asks_no_json(prompts: str, options: Sequence[str]) -> bool:
     return re.search(r"[^\W\d_]", prompts) is not None and "json" not in f"{prompts}{options}".lower()
 
 
-def say_first(notice: str, make: Callable[[Run], Mode], run: Run) -> Mode:
-    """Say something about the whole run before it begins."""
-    run.output.say(notice)
-    return make(run)
+def begin(prompt: Prompt, origin: dict[str, Any], make_mode: Callable[[Run], Mode], run: Run) -> Mode:
+    """Return the mode of a run that knows where its answers come from; say what is already to be said of it."""
+    run.stats.run = origin
+    for notice in prompt.notices.take():
+        run.output.say(notice)
+    return make_mode(run)
+
+
+def describe_run(args: Namespace, model: str, endpoint: Endpoint) -> dict[str, Any]:
+    """Return what makes the answers what they are, without secrets: for `--stats`."""
+    options = {name.lstrip("-"): value for name, value in typed_options(args).items()}
+    options["header"] = [each.partition(":")[0] for each in args.header]
+    texts = {"prompt": args.prompt, "system": args.system and args.system.removeprefix("@"), "schema": args.schema}
+    return {
+        "version": __version__,
+        "model": model,
+        "url": endpoint.mask.text(endpoint.url),
+        **{name: digest(text) for name, text in texts.items() if text},
+        "options": {name: _mask(value, endpoint) for name, value in options.items() if value != []},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def digest(text: str) -> str | None:
+    """Return the SHA-256 of a file, as sha256sum prints it, or of what is no file's name; None for a pipe."""
+    try:
+        if not stat.S_ISREG(os.stat(text).st_mode):
+            return None  # it can be read only once
+        content = Path(text).read_bytes()
+    except (OSError, ValueError):  # a text, mostly too long for a name
+        content = text.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(content).hexdigest()
+
+
+def _mask(value: Any, endpoint: Endpoint) -> Any:
+    if isinstance(value, list):
+        return [_mask(each, endpoint) for each in value]
+    return endpoint.mask.text(value) if isinstance(value, str) else value
 
 
 def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mode:
@@ -125,9 +164,8 @@ def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run],
     """Return what makes the mode that puts a Batch API's results into the cache."""
     from llmfilter.modes.from_batch import FromBatch
 
-    for action in make_parser()._actions:
-        option = action.option_strings[-1]
-        if option not in _LOADING and getattr(args, action.dest, action.default) != action.default:
+    for option in typed_options(args):
+        if option not in _LOADING:
             raise UsageError(
                 f"--from-batch only puts results into the cache: {option} belongs to the same command without it"
             )

@@ -178,6 +178,14 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def typed_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was typed beside the defaults, by the options' long names."""
+    values = {
+        each.option_strings[-1]: (getattr(args, each.dest, None), each.default) for each in make_parser()._actions
+    }
+    return {name: value for name, (value, default) in values.items() if value not in (default, None)}
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser that the help declares; it raises UsageError instead of exiting."""
     parser = _Parser(prog="llmfilter", usage=USAGE, description=DESCRIPTION, allow_abbrev=False, add_help=False)

@@ -57,7 +57,7 @@ class Stats:
     that are not in the cache since it failed; replaced: rows of which a key was replaced, the first
     of them by its line, whose key it was, and the key; refusals: requests for which the server had no
     room; limit: what it was found to take, like `8 at a time`; billed: tokens of this run; saved: those
-    that the cache's answers had cost; price: of tokens, if it is known.
+    that the cache's answers had cost; price: of tokens, if it is known; run: what was asked of whom, and when.
     """
 
     rows: int = 0
@@ -75,6 +75,7 @@ class Stats:
     billed: Usage = NOTHING
     saved: Usage = NOTHING
     price: Price | None = None
+    run: dict[str, Any] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
 
     def count_replaced(self, line: int, whose: str, key: str) -> None:
@@ -115,6 +116,7 @@ class Stats:
                 "cost_saved": round(self.price.cost(self.saved), 9),
             }
         return {
+            "run": self.run,
             "rows": self.rows,
             "answered": self.answered,
             "cached": self.cached,

@@ -128,6 +128,27 @@ def test_asked_by_a_signal_a_run_tells_its_cost(program: Programs, server: Serve
     assert "1 row, cost 0.0100, " in run.said[0]
 
 
+def test_stats_tell_what_made_the_answers_and_no_secret(program: Programs, server: Server) -> None:
+    import hashlib
+
+    program.write("schema.json", '{"type": "object"}')
+    url = server.url + "?api-version=1&api-key=hunter2hunter2"
+    environ = {"OPENAI_API_KEY": "sk-abcdefgh1234"}
+    typed = ["-u", url, "-H", "X-Team: blue", "-o", "user=sk-abcdefgh1234", "-o", "seed=7", "--schema", "schema.json"]
+    program.run(*ASK, *typed, "-s", "Be brief.", *PRICE, "--stats", "stats.json", input=rows([1]), env=environ)
+    text = (program.folder / "stats.json").read_text()
+    assert "sk-abc" not in text and "hunter2" not in text and "blue" not in text
+    run = json.loads(text)["run"]
+    assert set(run) == {"version", "model", "url", "prompt", "system", "schema", "options", "started"}
+    assert run["url"].startswith(server.url + "/chat/completions?api-version=1")
+    assert run["prompt"] == hashlib.sha256(b"{id}").hexdigest()
+    assert run["schema"] == hashlib.sha256(b'{"type": "object"}').hexdigest()
+    assert run["system"] == hashlib.sha256(b"Be brief.").hexdigest()
+    assert run["options"]["option"] == ["user=[masked]", "seed=7"]
+    assert run["options"]["header"] == ["X-Team"]
+    assert run["started"].endswith("Z")
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -412,6 +412,7 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
     program.run(*ASK, "--stats", "stats.json", input=rows([1, 2, 2]) + b"\nno record\n")
     stats = json.loads((program.folder / "stats.json").read_bytes())
     assert stats.pop("seconds") > 0
+    assert stats.pop("run")["model"] == "tiny"
     assert stats == {
         "rows": 4,
         "answered": 3,

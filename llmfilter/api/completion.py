@@ -25,6 +25,11 @@ _WITHHELD |= {"safety", "image_safety", "blocklist", "prohibited_content", "spii
 _WITHHELD |= {"guardrail_intervened", "guardrails"}
 _BROKEN_OFF = {"insufficient_system_resource", "abort", "aborted", "error", "network_error", "cancelled"}
 _BROKEN_OFF |= {"user_cancel", "malformed_function_call", "malformed_response"}
+_NOTICE = "the server ends answers with finish_reason {!r}: taken as `stop`"
+_KNOWN = _WHOLE | _CUT_OFF | _WITHHELD | _BROKEN_OFF
+_CUT = (
+    "the answer was cut off: raise -o max_tokens=N if it is set; else the model's context is full: shorten the prompt"
+)
 # What answers with 200 and is no chat completion: keys that tell it, what it is, the way out.
 _SHAPES = [
     ({"message", "done"}, "Ollama's own API", "give -u http://HOST:11434/v1"),
@@ -80,13 +85,12 @@ def parse_completion(body: bytes) -> Completion:
     message = choice.get("message") or {}  # null where Gemini has withheld it
     content = _content(message.get("content"), body)
     reason = finish_reason(choice)
-    is_known = reason in _WHOLE | _CUT_OFF | _WITHHELD | _BROKEN_OFF
     return Completion(
         body,
         content,
         parse_usage(document.get("usage")),
         _fault(reason, choice, message, content, body),
-        None if is_known else f"the server ends answers with finish_reason {printable(reason, 100)!r}: taken as `stop`",
+        None if reason in _KNOWN else _NOTICE.format(printable(reason, 100)),
     )
 
 
@@ -162,7 +166,8 @@ def parse_usage(usage: Any) -> Usage:
     """
     if not isinstance(usage, dict):
         return Usage()
-    prompt, completion, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    total = _count(usage.get("total_tokens"))
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
     cached = cached or _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek's
@@ -170,6 +175,6 @@ def parse_usage(usage: Any) -> Usage:
 
 
 def _count(tokens: Any) -> int:
-    if isinstance(tokens, float) and tokens.is_integer():
+    if type(tokens) is float and tokens.is_integer():
         tokens = int(tokens)
     return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MOST else 0

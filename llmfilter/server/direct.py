@@ -2,12 +2,14 @@
 
 A session builds each request's URL, headers, cookies, body and timers anew, and each answer becomes an object with
 a pool, a timer and traces of its own: more than half of the time that a small request takes. All requests of a run
-are alike but for their body. So here head and body go out in one write, aiohttp's parser reads the answer, and the
-connection waits for the next request. What that needs to know of aiohttp's inside is in this module only; with an
-aiohttp whose inside is another (`is_known`) requests go the session's way.
+are alike but for their body, and most answers too. So here head and body go out in one write; an *ordinary* answer,
+a whole one whose head says nothing about its body but the length, is taken as it is; all else is read by aiohttp's
+parser. The connection waits for the next request. What that needs to know of aiohttp's inside is in this module only;
+with an aiohttp whose inside is another (`is_known`) requests go the session's way.
 """
 
 import asyncio
+import re
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,8 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 from yarl import URL
 
-Answer = tuple[RawResponseMessage, StreamReader]  # its head, and its body as far as it has come
+Parsed = tuple[RawResponseMessage, StreamReader]  # an answer's head, and its body as far as it has come
+Answer = bytes | Parsed  # the body of an ordinary one
 IDLE_S = 15.0  # servers close what is idle for longer: uvicorn after 5 s, nginx after 75
 LAST_LOOK_S = 0.1
 _PARSER_PARAMS: dict[str, Any] = {
@@ -31,6 +34,15 @@ _PARSER_PARAMS: dict[str, Any] = {
     "max_field_size": 8190,
     "max_headers": 128,
 }
+# None that tells how the body is to be read.
+_FIELD = (
+    rb"(?:(?!content-|transfer-|connection:|trailer:|upgrade:)[!-9;-~]+:[\t -~]*"
+    rb"|content-type:[\t -~]*|connection: ?keep-alive)\r\n"
+)
+_ORDINARY = re.compile(
+    rb"HTTP/1\.1 200 [\t -~]*\r\n(?:%b)*+content-length: ?([0-9]{1,7})\r\n(?:%b)*+\r\n" % (_FIELD, _FIELD),
+    re.IGNORECASE,
+)
 
 
 class Overdue(Exception):
@@ -56,6 +68,7 @@ class Connection(ResponseHandler):
         self.is_used = False
         self.free_since = 0.0
         self._answer: asyncio.Future[Answer] | None = None
+        self._is_parsed = False  # the parser has had a part of this answer
         self._due = 0.0
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -67,6 +80,7 @@ class Connection(ResponseHandler):
         """
         answer = self._answer = self._loop.create_future()
         self._due = due
+        self._is_parsed = False
         if self._alarm is None:  # one for many exchanges
             self._alarm = self._loop.call_at(due, self._look_last)
         if self.transport is None:
@@ -92,21 +106,36 @@ class Connection(ResponseHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; break off where nothing was asked for: it would be taken for the next answer."""
-        if data and self.is_idle:
-            self.abort()
-        else:
-            super().data_received(data)
+        """Take an ordinary answer; parse another; break off where nothing was asked for."""
+        if self._answer is not None and not self._is_parsed:
+            head = _ORDINARY.match(data)
+            if head and len(data) - head.end() == int(head[1]):
+                self._hand_over(data[head.end() :])
+                return
+            self._is_parsed = True
+        elif data and self.is_idle:
+            self.abort()  # it would be taken for the next answer
+            return
+        super().data_received(data)
 
-    def feed_data(self, data: Answer, size: int = 0) -> None:
+    def feed_data(self, data: Parsed, size: int = 0) -> None:
         """Hand over an answer, as its head is parsed."""
         if 100 <= data[0].code < 200 and data[0].code != 101:
             return  # an interim one: the answer follows
         if self._answer is None:
             self.force_close()  # it came behind the answer, unasked
-        elif not self._answer.done():
-            self._answer.set_result(data)
+        else:
+            self._hand_over(data)
+
+    def _hand_over(self, answer: Answer) -> None:
+        if self._answer and not self._answer.done():
+            self._answer.set_result(answer)
         self._answer = None
+
+    def resume_reading(self, *args: Any, **kwargs: Any) -> None:
+        """Go on reading where it was paused; aiohttp 3.14 asks for that behind each body, and parses once more."""
+        if self._reading_paused:
+            super().resume_reading(*args, **kwargs)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
         """Tell who waits for an answer that none will come."""
@@ -203,16 +232,19 @@ def is_known() -> bool:
     try:
         connection = Connection(loop)
         connection.connection_made(_Nowhere())
-        answers = []
-        for data in (ok, b"HTTP/1.1 100 Continue\r\n\r\n" + ok):
-            answers.append(connection.ask(b"", far))
-            connection.data_received(data)
+        bodies = []
+        for parts in ((ok,), (b"HTTP/1.1 100 Continue\r\n\r\n", ok), (ok[:-1], ok[-1:])):
+            answer = connection.ask(b"", far)
+            for part in parts:
+                connection.data_received(part)
+            got = answer.result()
+            bodies.append(got if isinstance(got, bytes) else got[1].read_nowait())
         is_kept = connection.is_idle and not connection.should_close
         broken = connection.ask(b"", far)
         connection.connection_lost(None)
         connection.abort()
         return (
-            [stream.read_nowait() for _, stream in [answer.result() for answer in answers]] == [b"{}", b"{}"]
+            bodies == [b"{}"] * 3
             and is_kept
             and is_unanswered(broken.exception() or Overdue())
             and hasattr(aiohttp.TCPConnector, "_create_connection")

@@ -113,12 +113,14 @@ class Wire:
                     connection = await self._direct.connect()
             self.at_server += 1
             try:
-                head, stream = await connection.ask(self._direct.encode(body), due)
-                if stream.is_eof():
-                    content = stream.read_nowait()
+                answer = await connection.ask(self._direct.encode(body), due)
+                if isinstance(answer, bytes):
+                    reply = Reply(200, {}, answer)
                 else:
+                    head, stream = answer
                     came = _stream_in(head.code, head.headers)
                     content = await _read(stream, head.code, due, came)
+                    reply = Reply(head.code, head.headers, _check(head.code, head.headers, content))
             finally:
                 self.at_server -= 1
         except BaseException as error:
@@ -127,7 +129,7 @@ class Wire:
                 connection.abort()  # a close would first send what nobody takes
             raise self._translate(error, asked_at, self._timeout_s, is_used, came) from None
         self._direct.keep(connection)
-        return Reply(head.code, head.headers, _check(head.code, head.headers, content))
+        return reply
 
     async def models(self) -> Reply:
         """Ask for the list of models; raise as `post` does."""

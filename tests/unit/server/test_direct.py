@@ -103,7 +103,11 @@ async def ask(connection: Connection, *after_s: float, parts: tuple[bytes, ...] 
     answer = connection.ask(b"?", loop.time() + TIMEOUT_S)
     for seconds, part in zip(after_s, parts, strict=True):
         loop.call_later(seconds, connection.data_received, part)
-    return await (await answer)[1].read()
+    return await body_of(await answer)
+
+
+async def body_of(answer: direct.Answer) -> bytes:
+    return answer if isinstance(answer, bytes) else await answer[1].read()
 
 
 exchanges = st.tuples(st.integers(0, 30), st.sampled_from([0, 1, 8, 11, 30]), st.sampled_from([0, 1, 8, 11, 30]))
@@ -148,7 +152,7 @@ def test_what_came_during_a_halt_of_the_whole_process_is_read_before_its_time_is
         connection, _ = connect()
         answer = connection.ask(b"?", loop.time() + TIMEOUT_S)
         loop.call_at(TIMEOUT_S, loop.call_soon, connection.data_received, OK)  # the timer is first
-        assert await (await answer)[1].read() == BODY
+        assert await body_of(await answer) == BODY
 
     run(main())
 
@@ -175,6 +179,51 @@ def test_a_break_is_told_apart_from_one_within_the_answer(end: str, part: bytes,
     run(main())
 
 
+START = b"HTTP/1.1 200 OK\r\n"
+HEADS = {
+    "nginx": (
+        b"Server: nginx\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: keep-alive\r\n",
+        True,
+    ),
+    "uvicorn": (b"date: Thu\r\nserver: uvicorn\r\ncontent-length: 2\r\ncontent-type: application/json\r\n", True),
+    "closes": (b"Content-Length: 2\r\nConnection: close\r\n", False),
+    "two lengths": (b"Content-Length: 2\r\nContent-Length: 2\r\n", False),
+    "packed": (b"Content-Length: 2\r\nContent-Encoding: identity\r\n", False),
+    "no length": (b"Server: x\r\n", False),
+    "upgrades": (b"Content-Length: 2\r\nUpgrade: h2c\r\n", False),
+    "a name with a space": (b"Content-Length: 2\r\nX Y: 1\r\n", False),
+    "folded": (b"Content-Length: 2\r\nX: 1\r\n Transfer-Encoding: chunked\r\n", False),
+    "not ASCII": (b"Content-Length: 2\r\nX: \xc3\xa9\r\n", False),
+    "a body that is longer": (b"Content-Length: 1\r\n", False),
+    "a body that is shorter": (b"Content-Length: 3\r\n", False),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_answer_is_ordinary_if_its_length_is_all_that_is_said_of_its_body(name: str) -> None:
+    async def main() -> None:
+        fields, is_ordinary = HEADS[name]
+        connection, _ = connect()
+        answer = connection.ask(b"?", TIMEOUT_S)
+        connection.data_received(START + fields + b"\r\n{}")
+        is_taken = answer.done() and answer.exception() is None and isinstance(answer.result(), bytes)
+        assert is_taken == is_ordinary
+
+    run(main())
+
+
+@pytest.mark.parametrize("fields", [fields for fields, is_ordinary in HEADS.values() if is_ordinary])
+def test_wherever_it_is_cut_an_answer_has_the_same_body(fields: bytes) -> None:
+    async def main() -> None:
+        connection, _ = connect()
+        data = START + fields + b"\r\n{}"
+        for cut in range(len(data)):
+            assert await ask(connection, 1, 2, parts=(data[:cut], data[cut:])) == b"{}"
+            assert connection.is_idle and not connection.should_close
+
+    run(main())
+
+
 @pytest.mark.parametrize("parts", [(OK + OK,), (OK, OK), (OK, b"junk"), (OK, b"H")])
 def test_what_comes_unasked_ends_the_connection(parts: tuple[bytes, ...]) -> None:
     async def main() -> None:
@@ -182,7 +231,7 @@ def test_what_comes_unasked_ends_the_connection(parts: tuple[bytes, ...]) -> Non
         answer = connection.ask(b"?", TIMEOUT_S)
         for data in parts:
             connection.data_received(data)
-        assert await answer.result()[1].read() == BODY
+        assert await body_of(answer.result()) == BODY
         assert connection.should_close or connection.transport is None
 
     run(main())

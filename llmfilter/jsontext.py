@@ -123,13 +123,21 @@ def one_line(text: str) -> bytes:
 def members(text: bytes) -> list[tuple[str, bytes, bytes]]:
     """Return the members of a valid JSON object, in order: key, and key and value as they stand."""
     source = text.decode()
+    return [
+        (key, source[at:key_end].encode(), source[value_at:end].encode())
+        for key, at, key_end, value_at, end in _spans(source)
+    ]
+
+
+def _spans(source: str) -> list[tuple[str, int, int, int, int]]:
+    """Return the members of a valid JSON object, in order: key, and where key and value start and end."""
     found = []
     at = _skip(source, source.index("{") + 1)
     while source[at] != "}":
         key, key_end = _decoder.raw_decode(source, at)
         value_at = _skip(source, _skip(source, key_end) + 1)
         end = _decoder.raw_decode(source, value_at)[1]
-        found.append((key, source[at:key_end].encode(), source[value_at:end].encode()))
+        found.append((key, at, key_end, value_at, end))
         at = _skip(source, end)
         if source[at] == ",":
             at = _skip(source, at + 1)
@@ -187,11 +195,16 @@ def splice(raw: bytes, record: Mapping[str, Any], answer: bytes, answer_keys: Ma
         if not record:
             return answer + b"\n"
         return b"%b,%b\n" % (raw[:-1], answer[1:])
-    news = {key: (key, key_text, value) for key, key_text, value in members(answer)}
-    merged = []
-    for key, key_text, value in members(raw):
+    news = {key: (key_text, value) for key, key_text, value in members(answer)}
+    source, line, end = raw.decode(), [], 0
+    for number, (key, at, _, value_at, value_end) in enumerate(_spans(source)):
         if key not in answer_keys:
-            merged.append((key, key_text, value))
-        elif key in news:
-            merged.append((key, key_text, news.pop(key)[2]))
-    return join([*merged, *news.values()]) + b"\n"
+            continue
+        if key in news:
+            line += [source[end:value_at].encode(), news.pop(key)[1]]
+        else:  # it came before: this one goes, with the comma before it
+            line.append(source[end:at].rstrip().removesuffix("," if number else "").encode())
+        end = value_end
+    line.append(source[end:-1].encode())
+    line += [b",%b:%b" % member for member in news.values()]
+    return b"".join(line) + b"}\n"

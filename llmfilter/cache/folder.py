@@ -13,7 +13,7 @@ from llmfilter.errors import UsageError
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
-_MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
+_MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28, 1 << 26]
 VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
 _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first pages (LMDB 0.9: struct MDB_meta)
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
@@ -25,7 +25,7 @@ _NETWORK = {
 KEY_BYTES = 32  # SHA-256
 _HEAD = struct.Struct("=QHHII")  # of LMDB's first page: number, padding, flags, offsets, magic (struct MDB_meta)
 _META, _MAGIC = 0x08, 0xBEEFC0DE
-_HEADROOM_BYTES = 1 << 29  # of address space that is left for threads, TLS and answers
+_HEADROOM_BYTES = 3 << 26  # of address space that is left for threads, TLS and answers
 MOUNTS = "/proc/self/mountinfo"
 
 
@@ -85,11 +85,14 @@ def _make_readable(file: Path, env: lmdb.Environment) -> None:
     """
     page_bytes = env.stat()["psize"]
     least = (env.info()["last_pgno"] + 1) * page_bytes
+    if file.stat().st_size >= least and _is_foreign(env):  # before anything is written into it
+        env.close()
+        raise UsageError(_not_ours(file.parent))
     fits = least <= env.info()["map_size"]
     with suppress(OSError), open(file, "r+b") as data:  # no room for it (a full disk, ulimit -f)
         if fits and os.fstat(data.fileno()).st_size < least + VALUE_BYTES_MOST:
             os.posix_fallocate(data.fileno(), least + VALUE_BYTES_MOST - 1, 1)
-    if not fits or file.stat().st_size < least or _has_odd_trees(file, page_bytes) or _is_foreign(env):
+    if not fits or file.stat().st_size < least or _has_odd_trees(file, page_bytes):
         env.close()
         raise UsageError(_not_ours(file.parent))
 
@@ -111,18 +114,18 @@ def _has_odd_trees(file: Path, page_bytes: int) -> bool:
 
 
 def open_largest(path: Path, **flags: bool) -> lmdb.Environment:
-    """Open an LMDB file with the largest map that leaves address space to the rest; raise OSError or lmdb.Error."""
+    """Open an LMDB file with the largest map that leaves address space to the rest; raise UsageError or lmdb.Error."""
     for map_bytes in _MAP_BYTES:
         try:
             env = lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST, **flags)
         except lmdb.MemoryError:
-            if map_bytes == _MAP_BYTES[-1]:
-                raise
             continue
-        if map_bytes == _MAP_BYTES[-1] or _has_headroom():
+        if _has_headroom():
             return env
         env.close()
-    raise AssertionError  # the loop returns or raises
+    raise UsageError(
+        "the cache leaves too little memory to the rest of the run: raise ulimit -v, or leave it out with --no-cache"
+    )
 
 
 def _has_headroom() -> bool:

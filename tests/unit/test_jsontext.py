@@ -168,15 +168,15 @@ def test_a_line_is_the_merge_and_untouched_members_keep_their_bytes(
     ("raw", "answer", "line"),
     [
         ('{"id": 12345678901234567890123, "x": 1.0}', '{"y":2}', '{"id": 12345678901234567890123, "x": 1.0,"y":2}'),
-        ('{"id": 12345678901234567890123, "x": 1.0}', '{"x": 2}', '{"id":12345678901234567890123,"x":2}'),
+        ('{"id": 12345678901234567890123, "x": 1.0}', '{"x": 2}', '{"id": 12345678901234567890123, "x": 2}'),
         ('{"n": 1e400, "s": "\\ud800\\u00e9"}', '{"m":1E400}', '{"n": 1e400, "s": "\\ud800\\u00e9","m":1E400}'),
         ('{ "a": 1\t}', '{ "b":2 }', '{ "a": 1\t, "b":2 }'),
         ("{ }", '{"a":1}', '{"a":1}'),
         ('{"a": 1}', "{ }", '{"a": 1}'),
         ("{}", "{}", "{}"),
-        ('{"\\u0061": 1, "b": 2}', '{"a":3}', '{"\\u0061":3,"b":2}'),
+        ('{"\\u0061": 1, "b": 2}', '{"a":3}', '{"\\u0061": 3, "b": 2}'),
         ('{"a": {"a": 1}}', '{"b":{"a":2}}', '{"a": {"a": 1},"b":{"a":2}}'),
-        ('{"a": 1}', '{"a":2,"b":3,"a":4}', '{"a":4,"b":3}'),
+        ('{"a": 1}', '{"a":2,"b":3,"a":4}', '{"a": 4,"b":3}'),
     ],
 )
 def test_lines(raw: str, answer: str, line: str) -> None:
@@ -201,3 +201,16 @@ def test_whatever_nesting_is_taken_can_be_spliced(depth: int) -> None:
 def test_an_answer_written_over_many_lines_fits_into_one(answer: str) -> None:
     text = one_line(answer).decode()
     assert exact(splice_texts('{"id":1}', text)) == {"id": Num("1")} | exact(answer)
+
+
+@pytest.mark.parametrize(
+    ("raw", "answer", "line"),
+    [
+        (b'{"q" : "ws" , "b" : 1}', b'{"b":2}', b'{"q" : "ws" , "b" : 2}'),
+        (b'{ "b" : 1 , "q" : 1.0 }', b'{"b":2,"c":3}', b'{ "b" : 2 , "q" : 1.0 ,"c":3}'),
+        (b'{"b":1, "q":2, "b" : 3}', b'{"b":4}', b'{"b":4, "q":2}'),
+        (b'{"b":1}', b'{"b":{"x": [1, 2]}}', b'{"b":{"x": [1, 2]}}'),
+    ],
+)
+def test_the_white_space_of_members_that_stay_comes_through(raw: bytes, answer: bytes, line: bytes) -> None:
+    assert splice(raw, parse_json(raw), answer, parse_json(answer)) == line + b"\n"

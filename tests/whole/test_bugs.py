@@ -11,7 +11,7 @@ LAUNCHER = """\
 import sys
 import llmfilter.cache.replay, llmfilter.cache.store, llmfilter.cli, llmfilter.input.request
 import llmfilter.output.writer, llmfilter.pipeline
-from llmfilter.modes.conversation import Conversation
+from llmfilter.answers.checks import Checks
 
 def spoil(place, name, is_meant):
     sound = getattr(place, name)
@@ -26,9 +26,9 @@ llmfilter.pipeline._BUG_S = 1.0
 sys.exit(llmfilter.cli.main())
 """
 PLACES = {
-    "request": "spoil(llmfilter.input.request.Prompt, 'body', lambda prompt, record, raw: record == {'id': 'bug'})",
+    "request": "spoil(llmfilter.input.request.Prompt, 'bodies', lambda _, records, *rest: records[0] == {'id': 'bug'})",
     "look-up": "spoil(llmfilter.cache.replay.Replay, 'outcomes', lambda _, rows, *rest: rows[0][2] == {'id': 'bug'})",
-    "answer": "spoil(Conversation, '_parse', lambda _, completion: 'bug' in completion.content)",
+    "answer": "spoil(Checks, 'judge', lambda _, content, fault: 'bug' in content)",
     "line": "spoil(llmfilter.cache.replay.Replay, 'join', lambda _, number, raw, *rest: b'bug' in raw)",
     "written": "llmfilter.output.writer.write_now = lambda fd, lines: None\n"
     "spoil(llmfilter.output.writer.Writer, '_written', lambda writer, batch, error: b'bug' in batch[0][1])",

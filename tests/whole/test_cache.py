@@ -207,8 +207,9 @@ def test_a_full_disk_is_named_and_what_it_has_no_room_for_is_counted(program: Pr
     assert (run.status, len(run.rows)) == (0, count)
     unstored = json.loads((program.folder / "stats.json").read_text())["unstored"]
     assert 0 < unstored < count
-    failed, ended = run.said
+    failed, *between, ended = run.said
     assert "No space left on device" in failed and "make room" in failed
+    assert all("works again" in said or "fails (" in said for said in between), "it is tried again"
     assert f"{unstored} answers could not be stored" in ended
 
 
@@ -327,7 +328,7 @@ def test_a_folder_of_another_program_is_refused_and_left_alone(program: Programs
     run = program.run(*ASK, input=rows([1]))
     assert (run.status, len(run.said)) == (2, 1)
     assert "holds something else" in run.said[0]
-    assert (program.cache / "data.mdb").read_bytes().rstrip(b"\0") == before.rstrip(b"\0")
+    assert (program.cache / "data.mdb").read_bytes() == before
 
 
 @pytest.mark.parametrize("size", [64, 512, 4096, 8191])
@@ -363,7 +364,9 @@ def test_a_file_that_grew_meanwhile_is_never_cut(tmp_path: Path) -> None:
     assert truncated == [2 * size]
 
 
-@pytest.mark.parametrize("kilobytes", [*range(300_000, 3_000_000, 400_000), 1_150_000, 2_200_000, 8_500_000])
+@pytest.mark.parametrize(
+    "kilobytes", [*range(300_000, 3_000_000, 400_000), 350_000, 500_000, 600_000, 1_150_000, 2_200_000, 8_500_000]
+)
 def test_little_address_space_ends_in_answers_or_in_a_sentence(
     kilobytes: int, program: Programs, server: Server
 ) -> None:

@@ -13,7 +13,7 @@ from llmfilter.errors import UsageError
 
 # The map is sparse and costs only address space; a size beyond need never has to be changed, which
 # is not safe with several processes. Where `ulimit -v` leaves less, the largest that fits is used.
-_MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28, 1 << 26]
+_MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
 _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first pages (LMDB 0.9: struct MDB_meta)
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
@@ -25,7 +25,7 @@ _NETWORK = {
 KEY_BYTES = 32  # SHA-256
 _HEAD = struct.Struct("=QHHII")  # of LMDB's first page: number, padding, flags, offsets, magic (struct MDB_meta)
 _META, _MAGIC = 0x08, 0xBEEFC0DE
-_HEADROOM_BYTES = 3 << 26  # of address space that is left for threads, TLS and answers
+_HEADROOM_BYTES = 3 << 27  # of address space for threads (each with an arena of 64 MB), TLS and answers
 MOUNTS = "/proc/self/mountinfo"
 
 

@@ -23,6 +23,7 @@ _SECRET_LOOKS = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])[\w.~+/=-]{20,}|sk-[\w-]{5,
 _MASKED = b"[masked]"
 _OURS = {"User-Agent": f"llmfilter/{__version__}", "Content-Type": "application/json", "Accept-Encoding": "identity"}
 _AUTHORIZING = {"authorization", "api-key"}  # with one of these no key is needed, and none is added
+_UNSPECIFIED = ("0.0.0.0", "::")  # needs no key, but $NO_PROXY may leave it to a proxy
 _FRAMING = ("content-length", "transfer-encoding")
 
 
@@ -190,7 +191,8 @@ def _check_value(source: str, value: str) -> None:
 
 def _proxy(parts: SplitResult, environ: Mapping[str, str]) -> str | None:
     """Return the proxy that the environment names for a URL; a server on this machine is never behind one."""
-    if is_loopback(parts.hostname or "") or not any(name.lower().endswith("_proxy") for name in environ):
+    is_direct = is_loopback(parts.hostname or "") and parts.hostname not in _UNSPECIFIED
+    if is_direct or not any(name.lower().endswith("_proxy") for name in environ):
         return None
     from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 

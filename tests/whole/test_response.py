@@ -72,7 +72,7 @@ def test_each_of_several_equal_rows_has_it(program: Programs, server: Server) ->
 
 def test_an_error_line_is_as_without_it(program: Programs, server: Server) -> None:
     server.answer = lambda request: completion({"b": 1})
-    runs = [program.run(*ASK, "-f", "a", *more, input=rows([1])) for more in ((), ("--response", "raw"))]
+    runs = [program.run(*ASK, "--no-cache", "-f", "a", *more, input=rows([1])) for more in ((), ("--response", "raw"))]
     assert runs[0].stderr == runs[1].stderr != b""
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pytest
 from program import ASK, Program, Programs, rows
-from server import PATIENCE_S, Server, completion, echo, error
+from server import PATIENCE_S, Request, Response, Server, completion, echo, error
 
 ROWS_HIGH = 24
 # What a program may write to move about and to paint: ECMA-48's control sequences.

@@ -500,7 +500,7 @@ def test_ctrl_c_lets_parallel_finish_what_is_paid_for(line: str, shell: Shell, s
     server.hold(lambda request: int(request.prompt) >= 200)
     shell.write("data.jsonl", fat_rows(count))
     run = shell.start(line)
-    server.wait_for(200 + 4 * JOBS)
+    server.wait_for(200 + 3 * JOBS)  # parallel deals out unevenly
     os.killpg(run.pid, signal.SIGINT)
     Timer(1.0, server.release).start()
     run.finish()

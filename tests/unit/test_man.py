@@ -61,7 +61,7 @@ def test_every_signal_is_explained() -> None:
 @pytest.mark.parametrize(
     ("title", "words"),
     [
-        ("PROMPTS", ["{name}", "{{name}}", "{dotted.path}", "#!"]),
+        ("PROMPTS", ["{name}", "{{name}}", "{user.name}", "{items.0.name}", "{.}", "#!"]),
         ("ANSWERS", ["think block", "--schema", "--reask", "--text"]),
         ("CACHE", ["-H lines", "--cache", "mdb_load"]),
         ("FILES", [r"\(ti/.cache/llmfilter"]),

@@ -195,7 +195,7 @@ def test_answers_of_plain_text(line: str, shell: Shell, server: Server) -> None:
     assert shell.read_rows("out.jsonl") == [{"text": "hello", "fr": "bonjour"}]
 
 
-@runs("llmfilter --text -p <(")
+@runs("llmfilter --text -p 'Translate into ")
 @pytest.mark.parametrize("name", ["bash", "zsh"])
 def test_a_prompt_without_a_file(line: str, shell: Shell, server: Server, name: str) -> None:
     if not find(name):

@@ -19,8 +19,9 @@ from llmfilter import __version__
 from llmfilter.answers.checks import make_checks, response_format
 from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
+from llmfilter.input.fields import request_fields
 from llmfilter.input.records import peek_keys
-from llmfilter.input.request import Keys, Prompt, may_vary, request_fields
+from llmfilter.input.request import Keys, Prompt, may_vary
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed
 from llmfilter.modes.look_up import Plan
 from llmfilter.options import typed_options

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmfilter.errors import RowError
-from llmfilter.input.template import look_up
+from llmfilter.input.values import look_up
 from llmfilter.jsontext import dump_text
 from llmfilter.words import printable
 

@@ -6,28 +6,16 @@ from typing import Any, cast
 
 import orjson
 
-from llmfilter.errors import RowError, UsageError, attempt
+from llmfilter.errors import RowError, attempt
+from llmfilter.input.fields import Field, OptionText
 from llmfilter.input.pictures import picture_parts
 from llmfilter.input.records import kind_of
-from llmfilter.input.template import (
-    Field,
-    OptionText,
-    Template,
-    dump_value,
-    find,
-    inside,
-    jq_path,
-    json_at,
-    parse_field,
-    refuse_fixed,
-    text_at,
-)
-from llmfilter.jsontext import dump_text, is_deeper, is_exact, object_end, one_line, parse_exact, parse_json
+from llmfilter.input.template import Template, inside, refuse_fixed
+from llmfilter.input.values import dump_value, find, jq_path, json_at, text_at
+from llmfilter.jsontext import dump_text, object_end, parse_exact
 from llmfilter.notices import Notices
-from llmfilter.words import SAMPLES, listed, printable
+from llmfilter.words import listed, printable
 
-_BUILT = {"messages": "-p and -s", "model": "-m", "stream_options": "--stream", "n": None}  # what -o may not set
-_DEPTH_MOST = 254  # what orjson writes
 _NAME_MOST = 100  # characters of a field's name that are shown
 _SYSTEM_ROLES = ("system", "developer")  # OpenAI's newer name for it
 
@@ -260,40 +248,3 @@ class Keys:
             digest.update(body[head_bytes:])
             keys.append(digest.digest())
         return keys
-
-
-def request_fields(options: list[str], response_format: Any) -> dict[str, Any]:
-    """Return the fields of a request beside model and messages: what is built, then what `-o` says."""
-    fields: dict[str, Any] = {"temperature": 0, "response_format": response_format}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or not key:
-            raise UsageError(f"-o {option!r}: give KEY=VALUE, like -o max_tokens=500")
-        if key != key.strip():
-            raise UsageError(f"-o {option!r}: no blanks around the =: -o {key.strip()}={text.strip()}")
-        if key in _BUILT:
-            instead = f"use {_BUILT[key]}" if _BUILT[key] else f"each row is one answer; for several: {SAMPLES}"
-            raise UsageError(f"-o {key}=…: llmfilter sets this field itself; {instead}")
-        if key == "extra_body":
-            raise UsageError("-o extra_body=…: it is openai-python's own: give its fields themselves, like -o top_k=5")
-        fields[key] = parse_value(key, text)
-        if key == "stream" and fields[key] is not False:
-            raise UsageError("-o stream=…: only false can be given, for servers that stream unless told; else --stream")
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def parse_value(key: str, text: str) -> Any:
-    """Return what the VALUE of `-o` stands for: a field of the record, JSON, or else text.
-
-    JSON that Python's values can't hold (1e400, integers beyond 64 bits, lone surrogates) goes out as typed.
-    """
-    field = parse_field(text)
-    if field is not None:
-        return field
-    try:
-        value = parse_json(text)
-    except ValueError:
-        return OptionText(text) if "{" in text else text
-    if is_deeper(text, _DEPTH_MOST):
-        raise UsageError(f"-o {key}=…: the value is nested too deeply, in more than {_DEPTH_MOST} levels")
-    return value if is_exact(text) else orjson.Fragment(one_line(text))

@@ -1,4 +1,4 @@
-"""Text with placeholders, and the values that fill them. Pure.
+"""Text with placeholders. Pure.
 
 Plain names, `{name}` and `{a.b.0}`, are always placeholders. Other text in braces is one where it names a
 field of the first record, so that any column can be named, and a JSON example, `\\d{3}` or code in a
@@ -10,33 +10,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-import orjson
-
-from llmfilter.errors import RowError, UsageError
-from llmfilter.jsontext import dump_text, parse_exact
+from llmfilter.errors import UsageError
+from llmfilter.input.values import MISSING, NAME, WHOLE, find, is_index, nameable
+from llmfilter.jsontext import dump_text
 from llmfilter.words import did_you_mean, listed, printable
 
-_BRACES = re.compile(r'\{\{([^{}"\r\n]*)\}\}|\{([^{}"\r\n]*)\}')
+_BRACES = re.compile(rf"\{{\{{({NAME})\}}\}}|\{{({NAME})\}}")
 _DOUBLED_JSON = re.compile(r'\{\{\s*"')  # no JSON begins so: an object has no key that is one
-WHOLE = "."  # the record itself
-MISSING = object()
 _NAMES_MOST = 20  # about so many names in braces there is something to say
-_INDEX_DIGITS = 9
 
 
 def is_plain(name: str) -> bool:
     """Return whether a text in braces is a placeholder whatever the records hold."""
     first, *others = name.split(".")
-    return name == WHOLE or (_is_word(first) and all(_is_word(each) or _is_index(each) for each in others))
+    return name == WHOLE or (_is_word(first) and all(_is_word(each) or is_index(each) for each in others))
 
 
 def _is_word(segment: str) -> bool:
     """Return whether it is letters of any script, digits, `_` and `-`, and begins with a letter or `_`."""
     return segment.replace("-", "_").isidentifier() and not segment.startswith("-")
-
-
-def _is_index(segment: str) -> bool:
-    return segment.isascii() and segment.isdigit() and len(segment) <= _INDEX_DIGITS
 
 
 class Braces(NamedTuple):
@@ -128,145 +120,19 @@ def _judge(match: re.Match[str], first: Mapping[str, Any] | None) -> Braces:
     return Braces(match[0], text, named[0] if named else None)
 
 
+def read_braces(text: str, first: Mapping[str, Any]) -> Braces | None:
+    """Return what a text is that is nothing but `{…}` or `{{…}}`, judged by the first record; None for all others."""
+    match = _BRACES.fullmatch(text)
+    return _judge(match, first) if match else None
+
+
 def _has(first: Mapping[str, Any]) -> str:
     return f"which has: {listed(first)}"
-
-
-class Field(NamedTuple):
-    """A request field whose value is a field of the record: the name of that."""
-
-    name: str
-
-
-class OptionText(str):
-    """A value of `-o` that is no JSON and holds braces: what they mean, the first record tells."""
-
-    def settle(self, first: Mapping[str, Any]) -> Field | str:
-        """Return the Field that the text names, or the text that it stands for."""
-        field = parse_field(self, first)
-        return str(self) if field is None else field
-
-    def doubts(self, first: Mapping[str, Any]) -> Iterator[str]:
-        """Yield what to tell people of it: a field among other text is not filled in."""
-        if parse_field(self, first) is None:
-            for _, name in Template(self, first).placeholders:
-                if find(name, first) is not MISSING:
-                    yield f"{printable(f'{{{name}}}', 100)} is sent as it stands: a value is text, or one field alone"
-
-
-def parse_field(text: str, first: Mapping[str, Any] | None = None) -> Field | str | None:
-    """Return the Field for `{name}`, the text {name} for `{{name}}`, and None for all other text.
-
-    first: the first record, by which other than plain names are judged; without it they are no field.
-    """
-    match = _BRACES.fullmatch(text)
-    braces = _judge(match, first or {}) if match else None
-    if braces is None or braces.field is None:
-        return None
-    return text[1:-1] if braces.is_doubled else Field(braces.field)
 
 
 def inside(text: str) -> bytes:
     """Return a text as it stands inside of a JSON string."""
     return dump_text(text)[1:-1]
-
-
-def text_at(name: str, record: Mapping[str, Any], raw: bytes) -> str:
-    """Return a field's value as it goes into a text; raise RowError(`template`)."""
-    value = find(name, record)
-    if isinstance(value, str):
-        return value
-    if value is MISSING:
-        raise _missing(name, record, f"; for the text {{{name}}} itself write {{{{{name}}}}}")
-    return _json_of(value, name, record, raw).decode()
-
-
-def json_at(name: str, record: Mapping[str, Any], raw: bytes) -> bytes:
-    """Return a field's value as JSON; raise RowError(`template`)."""
-    value = look_up(name, record)
-    return dump_text(value) if isinstance(value, str) else _json_of(value, name, record, raw)
-
-
-def _json_of(value: Any, name: str, record: Mapping[str, Any], raw: bytes) -> bytes:
-    """Return the value that the record has under a name, which is no text, as JSON."""
-    if value is record:
-        return raw
-    if type(value) is int and value:
-        return str(value).encode()
-    if isinstance(value, bool) or value is None:
-        return orjson.dumps(value)
-    # Numbers must stand as in the input: 1.0, 1e5, -0 and 20 digits are not what Python prints.
-    return dump_value(find(name, parse_exact(raw)))
-
-
-def dump_value(value: Any) -> bytes:
-    """Return a value of `parse_exact` as compact JSON in UTF-8; a lone surrogate stays an escape."""
-    try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:  # nested too deeply for it, or such a surrogate
-        pass
-    if isinstance(value, dict):
-        return b"{" + b",".join([dump_text(key) + b":" + dump_value(each) for key, each in value.items()]) + b"}"
-    if isinstance(value, list):
-        return b"[" + b",".join(map(dump_value, value)) + b"]"
-    return dump_text(value)
-
-
-def look_up(name: str, record: Mapping[str, Any]) -> Any:
-    """Return the value that a record has under a key or at a path; raise RowError(`template`)."""
-    value = find(name, record)
-    if value is MISSING:
-        raise _missing(name, record)
-    return value
-
-
-def find(name: str, record: Mapping[str, Any]) -> Any:
-    """Return the value that a record has under a key or at a path, or MISSING.
-
-    A key with dots in it comes before a path; behind a dot a number is a list's index.
-    """
-    value: Any = record
-    rest: str | None = name
-    while rest is not None:
-        if isinstance(value, dict) and rest in value:
-            return value[rest]
-        segment, dot, behind = rest.partition(".")
-        if isinstance(value, dict) and segment in value:
-            value = value[segment]
-        elif isinstance(value, list) and _is_index(segment) and int(segment) < len(value):
-            value = value[int(segment)]
-        else:
-            return record if name == WHOLE else MISSING
-        rest = behind if dot else None
-    return value
-
-
-def jq_path(name: str, record: Mapping[str, Any]) -> str:
-    """Return how jq names the field that `find` finds under a name: like .text or .["a b"][0]."""
-    if name in record and name.isascii() and name.isidentifier():
-        return f".{name}"
-    steps = [name] if name in record else name.split(".")
-    return "." + "".join(
-        f"[{each if _is_index(each) and at else dump_text(each).decode()}]" for at, each in enumerate(steps)
-    )
-
-
-def _missing(name: str, record: Mapping[str, Any], way_out: str = "") -> RowError:
-    hint = did_you_mean(name, nameable(record), "{{{}}}")
-    return RowError("template", f"the record has no field {name}; it has: {listed(record)}{hint or way_out}")
-
-
-def nameable(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a placeholder can name: the record's keys, then those one level below."""
-    for path in itertools.chain(record, _paths(record)):
-        if _BRACES.fullmatch(f"{{{path}}}"):
-            yield path
-
-
-def _paths(record: Mapping[str, Any]) -> Iterator[str]:
-    for outer, value in record.items():
-        if isinstance(value, dict):
-            yield from (f"{outer}.{inner}" for inner in value)
 
 
 def parse_prompt(text: str) -> str:

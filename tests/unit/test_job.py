@@ -13,9 +13,10 @@ from llmfilter.answers.checks import make_checks, response_format
 from llmfilter.cache.folder import cache_folder
 from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
+from llmfilter.input.fields import Field, request_fields
 from llmfilter.input.records import peek_keys
-from llmfilter.input.request import Prompt, request_fields
-from llmfilter.input.template import Field, parse_prompt
+from llmfilter.input.request import Prompt
+from llmfilter.input.template import parse_prompt
 from llmfilter.job import check_text, read_file, read_schema, read_system
 from llmfilter.jsontext import parse_json
 from llmfilter.options import make_parser

@@ -12,8 +12,9 @@ from server import Request, Response, Server, completion, error
 
 from llmfilter import __version__
 from llmfilter.answers.checks import response_format
+from llmfilter.input.fields import request_fields
 from llmfilter.input.records import parse_record
-from llmfilter.input.request import Keys, Prompt, request_fields
+from llmfilter.input.request import Keys, Prompt
 from llmfilter.input.template import Template
 
 REMOTE = "https://api.example.com/v1"

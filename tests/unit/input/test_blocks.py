@@ -6,10 +6,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmfilter.errors import RowError, attempt
+from llmfilter.input.fields import Field
 from llmfilter.input.reader import Overlong
 from llmfilter.input.records import parse_record, parse_records
 from llmfilter.input.request import Prompt
-from llmfilter.input.template import Field, Template
+from llmfilter.input.template import Template
 
 SOUND = [b'{"a":"x","n":1,"messages":[{"role":"user","content":"hi"}]}', b'{"a":"","n":-0.0,"messages":[{}]}']
 ODD = [b'{"a":"\\ud800","n":1e400,"messages":[{}]}', b'{"a":1,"a":[2.0],"n":"","messages":[{"x":1E5}]}']

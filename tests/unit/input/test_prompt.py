@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from strategies import compact, exact, numbers, values
 
 from llmfilter.errors import RowError, UsageError, attempt
+from llmfilter.input.fields import Field, OptionText, parse_field, request_fields
 from llmfilter.input.records import parse_record
-from llmfilter.input.request import Prompt, request_fields
-from llmfilter.input.template import Field, OptionText, Template, jq_path, parse_field, parse_prompt, refuse_fixed
+from llmfilter.input.request import Prompt
+from llmfilter.input.template import Template, parse_prompt, refuse_fixed
+from llmfilter.input.values import jq_path
 from llmfilter.jsontext import parse_json
 from llmfilter.notices import Notices
 

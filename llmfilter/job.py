@@ -4,18 +4,14 @@ Everything that is wrong with it shows here, before any row is read: as UsageErr
 """
 
 import errno
-import hashlib
 import os
 import re
-import stat
-import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmfilter import __version__
 from llmfilter.answers.checks import make_checks, response_format
 from llmfilter.cache.store import open_cache
 from llmfilter.errors import UsageError
@@ -25,6 +21,7 @@ from llmfilter.input.request import Keys, Prompt, may_vary
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed
 from llmfilter.modes.look_up import Plan
 from llmfilter.options import typed_options
+from llmfilter.origin import describe_run
 from llmfilter.pipeline import Mode, Run
 from llmfilter.server.endpoint import Endpoint, make_endpoint
 from llmfilter.words import printable
@@ -94,38 +91,6 @@ def begin(prompt: Prompt, origin: dict[str, Any], make_mode: Callable[[Run], Mod
     return make_mode(run)
 
 
-def describe_run(args: Namespace, model: str, endpoint: Endpoint) -> dict[str, Any]:
-    """Return what makes the answers what they are, without secrets: for `--stats`."""
-    options = {name.lstrip("-"): value for name, value in typed_options(args).items()}
-    options["header"] = [each.partition(":")[0] for each in args.header]
-    texts = {"prompt": args.prompt, "system": args.system and args.system.removeprefix("@"), "schema": args.schema}
-    return {
-        "version": __version__,
-        "model": model,
-        "url": endpoint.mask.text(endpoint.url),
-        **{name: digest(text) for name, text in texts.items() if text},
-        "options": {name: _mask(value, endpoint) for name, value in options.items() if value != []},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def digest(text: str) -> str | None:
-    """Return the SHA-256 of a file, as sha256sum prints it, or of what is no file's name; None for a pipe."""
-    try:
-        if not stat.S_ISREG(os.stat(text).st_mode):
-            return None  # it can be read only once
-        content = Path(text).read_bytes()
-    except (OSError, ValueError):  # a text, mostly too long for a name
-        content = text.encode("utf-8", "surrogateescape")
-    return hashlib.sha256(content).hexdigest()
-
-
-def _mask(value: Any, endpoint: Endpoint) -> Any:
-    if isinstance(value, list):
-        return [_mask(each, endpoint) for each in value]
-    return endpoint.mask.text(value) if isinstance(value, str) else value
-
-
 def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mode:
     """Return the ordinary run."""
     from llmfilter.modes.ask import Ask, Asking
@@ -148,7 +113,7 @@ def make_preview(plan: Plan, dry: Namespace | None, run: Run) -> Mode:
     from llmfilter.modes.preview import Preview, Tally
     from llmfilter.modes.seen import Seen
 
-    tally = Tally(Seen(plan.cache.folder))
+    tally = Tally(Seen())
     if dry:
         from llmfilter.input.pictures import shorten
         from llmfilter.modes.dry_run import DryRun

@@ -113,11 +113,11 @@ def _has_odd_trees(file: Path, page_bytes: int) -> bool:
     return any(flags & _ODD_FLAGS for page in pages for flags in struct.unpack_from(_TREE_FLAGS, page))
 
 
-def open_largest(path: Path, **flags: bool) -> lmdb.Environment:
+def open_largest(path: Path) -> lmdb.Environment:
     """Open an LMDB file with the largest map that leaves address space to the rest; raise UsageError or lmdb.Error."""
     for map_bytes in _MAP_BYTES:
         try:
-            env = lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST, **flags)
+            env = lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST)
         except lmdb.MemoryError:
             continue
         if _has_headroom():

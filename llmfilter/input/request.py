@@ -40,12 +40,11 @@ class Prompt:
         system: Template | None,
         model: str,
         fields: Mapping[str, Any],
-        notices: Notices | None = None,
         image: str | None = None,
     ) -> None:
         self.image = image
         self._user, self._system, self._fields = user, system, fields
-        self.notices = notices or Notices()
+        self.notices = Notices()
         self._start = orjson.dumps({"model": model, "messages": []})[:-2]
         self._list_at = len(self._start.decode()) - 1
         self.is_settled = False

@@ -17,7 +17,6 @@ from llmfilter.input.request import Prompt
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed
 from llmfilter.input.values import jq_path
 from llmfilter.jsontext import parse_json
-from llmfilter.notices import Notices
 
 
 def messages(prompt: Prompt, raw: str) -> list[dict[str, Any]]:
@@ -35,10 +34,10 @@ def fill(template: str, raw: str, first: str | None = None) -> str:
 
 def said(template: str, first: str, **fields: str) -> list[str]:
     """What people are told about a prompt when the first record is known."""
-    notices = Notices()
     options = request_fields([f"{key}={value}" for key, value in fields.items()], None)
-    Prompt(Template(template), None, "m", options, notices).settle(parse_json(first))
-    return notices.take()
+    prompt = Prompt(Template(template), None, "m", options)
+    prompt.settle(parse_json(first))
+    return prompt.notices.take()
 
 
 def fault(template: str, raw: str) -> str:
@@ -326,12 +325,11 @@ def test_nesting_goes_in(depth: int) -> None:
 
 
 def test_a_null_in_a_text_is_said_once_with_its_line_and_the_way_out() -> None:
-    notices = Notices()
-    prompt = Prompt(Template("{text} {meta.x y}"), None, "m", {"seed": Field("s")}, notices)
+    prompt = Prompt(Template("{text} {meta.x y}"), None, "m", {"seed": Field("s")})
     raws = [b'{"text":"null","s":null,"meta":{"x y":[null]}}', b'{"text":null,"s":1,"meta":{"x y":null}}'] * 2
     bodies = prompt.bodies(list(map(parse_record, raws)), raws, first_line=7)
     assert json.loads(bodies[1])["messages"][0]["content"] == "null null"  # type: ignore[arg-type]
-    assert notices.take() == [
+    assert prompt.notices.take() == [
         "line 8: {text} is null, and the word null is sent; this leaves such rows out: jq -c 'select(.text)'"
     ]
 
@@ -506,10 +504,10 @@ def test_a_system_prompt_takes_the_place_of_the_records_own(role: str) -> None:
 
 
 def test_a_list_that_ends_with_an_assistant_turn_is_said_once() -> None:
-    notices = Notices()
+    prompt = Prompt(None, None, "m", {})
     raws = [b'{"messages":[{"role":"user"}]}', *[b'{"messages":[{"role":"user"},{"role":"assistant"}]}'] * 2]
-    Prompt(None, None, "m", {}, notices).bodies(list(map(parse_record, raws)), raws, first_line=5)
-    (line,) = notices.take()
+    prompt.bodies(list(map(parse_record, raws)), raws, first_line=5)
+    (line,) = prompt.notices.take()
     assert line.startswith("line 6: the record's `messages` end with an assistant turn")
     assert "jq -c '.messages |= .[:-1]'" in line
 

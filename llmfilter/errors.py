@@ -1,7 +1,7 @@
 """What can go wrong, named by its remedy."""
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -13,7 +13,22 @@ class UsageError(Exception):
     """Wrong usage or configuration: nothing was sent (exit status 2)."""
 
 
-class RunError(Exception):
+class Fault(Exception):
+    """What is told of a row or a run that fails. It is not changed after it was made: `but` makes another one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def but(self, **changes: Any) -> Self:
+        """Return the same error with other attributes."""
+        attributes = {**vars(self), **changes}
+        other = type(self).__new__(type(self), attributes["message"])
+        vars(other).update(attributes)
+        return other
+
+
+class RunError(Fault):
     """What refuses every row: the run ends here (exit status 3).
 
     resumes: whether the same command on the same input can go on from there.
@@ -21,14 +36,10 @@ class RunError(Exception):
 
     def __init__(self, message: str, resumes: bool = True) -> None:
         super().__init__(message)
-        self.message = message
         self.resumes = resumes
 
-    def __str__(self) -> str:
-        return self.message
 
-
-class RowError(Exception):
+class RowError(Fault):
     """One row fails; the others go on.
 
     kind: the KIND of its error line.
@@ -42,7 +53,6 @@ class RowError(Exception):
     ) -> None:
         super().__init__(message)
         self.kind = kind
-        self.message = message
         self.status = status
         self.raw = raw
         self.param = param
@@ -82,6 +92,7 @@ class Retryable(RowError):
         is_refusal: bool = False,
         is_unreachable: bool = False,
         is_dropped: bool = False,
+        overdue_s: float | None = None,
         advice: str = CHECK_URL,
     ) -> None:
         super().__init__(kind, message, status=status, raw=raw)
@@ -89,7 +100,7 @@ class Retryable(RowError):
         self.is_refusal = is_refusal
         self.is_unreachable = is_unreachable
         self.is_dropped = is_dropped
-        self.overdue_s: float | None = None
+        self.overdue_s = overdue_s
         self.advice = advice
 
     @property

@@ -7,9 +7,9 @@ and `code`, never the words of its message.
 import re
 from collections.abc import Container, Mapping
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from llmfilter.errors import LATE_S, Retryable, RowError, RunError
+from llmfilter.errors import LATE_S, Fault, Retryable, RowError, RunError
 from llmfilter.jsontext import parse_json
 from llmfilter.words import printable
 
@@ -29,6 +29,7 @@ _OVERDUE = {408, 504, 522, 524}
 _ENDLESS = "-o max_tokens=N for a model that does not stop"
 NEVER = {501, 505}  # not implemented: the same request won't be the next time either
 _LIST_MOST = 20  # of what a server lists as wrong
+F = TypeVar("F", bound=Fault)
 
 
 class ModelMissing(RowError):
@@ -128,23 +129,23 @@ def classify_hidden(document: Any) -> RunError | None:
     return None
 
 
-def note_time(fault: RowError | RunError, took_s: float, is_streaming: bool) -> None:
-    """Note on a fault that it was a time limit, if it was one, and after a long one say the way out.
+def timed(fault: F, took_s: float, is_streaming: bool) -> F:
+    """Return a fault that knows whether it was a time limit; after a long one it says the way out.
 
     took_s: since the request was sent; is_streaming: whether a stream was asked for.
     """
     if not isinstance(fault, Retryable):
-        return
+        return fault
     is_ours = fault.kind == "timeout"
-    if is_ours or fault.status in _OVERDUE or (fault.is_dropped and took_s >= LATE_S):
-        fault.overdue_s = took_s
-    if not fault.is_late:
-        return
-    if is_ours:
-        fault.message += f": a longer --timeout, or {_ENDLESS}"
-    else:
+    if not (is_ours or fault.status in _OVERDUE or (fault.is_dropped and took_s >= LATE_S)):
+        return fault
+    message = fault.message
+    if took_s >= LATE_S and is_ours:
+        message += f": a longer --timeout, or {_ENDLESS}"
+    elif took_s >= LATE_S:
         ways = _ENDLESS if is_streaming else f"--stream, or {_ENDLESS}"
-        fault.message = f"{printable(fault.message)}, after {took_s:.0f} s, as a proxy that loses patience does: {ways}"
+        message = f"{printable(message)}, after {took_s:.0f} s, as a proxy that loses patience does: {ways}"
+    return fault.but(message=message, overdue_s=took_s)
 
 
 def classify_proxy(status: int, reason: str) -> Retryable | RunError:

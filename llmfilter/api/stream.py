@@ -177,9 +177,7 @@ class Stream:
         return self._fault(f"the server sent an error within the stream: {words}", document)
 
     def _fault(self, message: str, document: Any = None) -> Faulty:
-        fault = Faulty(message, b"", document)
-        fault.raw = self.text
-        return fault
+        return Faulty(message, b"", document).but(raw=self.text)
 
     def _check_size(self, body: bytes) -> None:
         if len(body) + sum(map(len, self._line)) > self._bytes_most:

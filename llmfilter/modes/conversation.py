@@ -106,7 +106,8 @@ class Conversation:
         return completion
 
     def _reject(self, fault: RowError) -> RowError:
-        self._hopeless.reject(self._client.clean(fault))
+        fault = self._client.clean(fault)
+        self._hopeless.reject(fault)
         return fault
 
     async def _back_off(self, request: Request, wait_s: float) -> None:

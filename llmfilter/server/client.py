@@ -11,7 +11,7 @@ from llmfilter import ending
 from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.ending import Ending
-from llmfilter.errors import Abandoned, Faulty, Retryable, RowError, RunError
+from llmfilter.errors import Abandoned, Fault, Faulty, Retryable, RowError, RunError
 from llmfilter.server.endpoint import Mask
 from llmfilter.server.exchange import Again, Reply, Stale, Wire
 from llmfilter.server.limit.history import Ticket
@@ -19,7 +19,7 @@ from llmfilter.server.limit.turns import Limit
 from llmfilter.stats import Stats
 from llmfilter.words import printable
 
-Fault = TypeVar("Fault", bound=RowError | RunError)
+F = TypeVar("F", bound=Fault)
 MESSAGE_CHARS_MOST = 1000
 LIMIT_S = 600.0  # so long without one success, or asked to wait for longer: the run is hopeless
 NOTICES_MOST = 3  # different ones about answers, each said once
@@ -86,10 +86,8 @@ class Client:
             except Again as again:
                 self.limit.release(ticket)
                 is_again |= isinstance(again, Stale)
-            except (RowError, RunError) as fault:
-                faults.note_time(fault, self.limit.took_s(ticket), self._wire.is_streaming)
-                self._learn(self.clean(fault), ticket, sender)
-                raise fault from None
+            except Fault as error:  # kept in no variable: with its traceback that would be a circle around the body
+                raise self._learn(error, ticket, sender) from None
             except Abandoned:  # it was not sent yet
                 self._count(sender, -1)
                 self.limit.release(ticket)
@@ -116,13 +114,13 @@ class Client:
             self._is_waiting = False
             self._say("the server answers again")
 
-    def _learn(self, fault: RowError | RunError, ticket: Ticket, sender: Sender) -> None:
-        """Tell the limit what became of a request; raise RunError where that ends the run."""
-        if isinstance(fault, RunError) or not isinstance(fault, Retryable) or fault.kind == "server":
+    def _learn(self, error: Fault, ticket: Ticket, sender: Sender) -> Fault:
+        """Tell the limit what became of a request; return the error as it may be printed, or what ends the run."""
+        fault = self.clean(faults.timed(error, self.limit.took_s(ticket), self._wire.is_streaming))
+        if not isinstance(fault, Retryable) or fault.kind == "server":
             self._note_answer(ticket)
-            if isinstance(fault, Faulty) and (end := faults.classify_hidden(fault.document)):
-                raise self.clean(end)
-            return
+            end = faults.classify_hidden(fault.document) if isinstance(fault, Faulty) else None
+            return self.clean(end) if end else fault
         is_own = sender.is_own_fault(self.answers)
         if fault.overdue_s is not None and not fault.is_refusal:
             self.limit.overdue(ticket, is_own)
@@ -132,7 +130,7 @@ class Client:
             self.stats.refusals += 1
             self.limit.refused(ticket, fault.after_s, is_own)
             if (fault.after_s or 0) > LIMIT_S:
-                raise RunError(
+                return RunError(
                     f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
                     "give the same command again after that"
                 )
@@ -146,6 +144,7 @@ class Client:
                 "give the same command again later",
                 whole_status=ending.SOME_FAILED,
             )
+        return fault
 
     def _say_waiting(self, fault: Retryable) -> None:
         """Say once that the server is waited for; of one without room only the first time, as windows may be short."""
@@ -156,7 +155,7 @@ class Client:
         what = "has no room" if fault.is_refusal else "does not answer"
         self._say(f"the server {what} ({fault.message}): waiting for it, {LIMIT_S / 60:.0f} minutes at most")
 
-    def clean(self, fault: Fault) -> Fault:
+    def clean(self, fault: F) -> F:
         """Return an error as it may be printed."""
         return clean(fault, self._mask)
 
@@ -168,12 +167,12 @@ class Client:
             return parse_completion(self._mask(body))
 
 
-def clean(fault: Fault, mask: Mask) -> Fault:
+def clean(fault: F, mask: Mask) -> F:
     """Return an error without secrets, as short as a line of ours may be, and without what a terminal obeys."""
-    fault.message = printable(mask.text(fault.message), MESSAGE_CHARS_MOST)
+    words: dict[str, str] = {"message": printable(mask.text(fault.message), MESSAGE_CHARS_MOST)}
     if isinstance(fault, RowError) and fault.raw is not None:
-        fault.raw = mask.text(fault.raw)
-    return fault
+        words["raw"] = mask.text(fault.raw)
+    return fault.but(**words)
 
 
 def body_of(reply: Reply, mask: Mask) -> bytes:

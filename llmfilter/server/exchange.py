@@ -213,9 +213,7 @@ class Wire:
             return Stale()
         else:
             fault = network.classify(error)
-        if came and isinstance(fault, RowError):
-            fault.raw = came.text
-        return fault
+        return fault.but(raw=came.text) if came and isinstance(fault, RowError) else fault
 
 
 def _open_session(force_close: bool = False) -> aiohttp.ClientSession:

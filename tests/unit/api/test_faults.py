@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from llmfilter.api.faults import classify, classify_hidden, classify_proxy, note_time, retry_after_s, server_words
+from llmfilter.api.faults import classify, classify_hidden, classify_proxy, retry_after_s, server_words, timed
 from llmfilter.errors import Retryable, RowError, RunError
 from llmfilter.modes.attempts import BACKOFF_FIRST_S, BACKOFF_MOST_S, delay_s
 from llmfilter.words import printable
@@ -256,7 +256,9 @@ def http(status: int) -> Retryable:
 def test_a_time_limit_is_told_with_the_way_out(
     fault: RowError, took_s: float, is_streaming: bool, is_limit: bool, words: str
 ) -> None:
-    note_time(fault, took_s, is_streaming)
+    found = timed(fault, took_s, is_streaming)
+    assert (type(found), found.args) == (type(fault), (found.message,))
+    fault = found
     assert fault.message == words
     if isinstance(fault, Retryable):
         assert (fault.overdue_s is not None, fault.is_late) == (is_limit, is_limit and took_s >= 30)

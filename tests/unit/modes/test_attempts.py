@@ -86,9 +86,7 @@ def test_a_long_wait_for_nothing_is_paid_twice_at_most(retries: int, took_s: lis
     attempts = Attempts(retries)
     waits = []
     for each in took_s:
-        fault = failure("timeout")
-        fault.overdue_s = each
-        waits.append(attempts.after(fault, False, False, 0.0, 0, 0.5))
+        waits.append(attempts.after(failure("timeout").but(overdue_s=each), False, False, 0.0, 0, 0.5))
     assert waits.index(None) + 1 == sent
 
 

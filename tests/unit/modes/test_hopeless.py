@@ -11,8 +11,7 @@ from llmfilter.stats import Stats, Usage
 
 Event = Callable[[Hopeless, Stats], None]
 NETWORK = Retryable("network", "connection refused")
-LATE = Retryable("network", "the connection broke")
-LATE.overdue_s = LATE_S
+LATE = Retryable("network", "the connection broke", overdue_s=LATE_S)
 REFUSED = RowError("http", "HTTP 400: no", status=400)
 
 

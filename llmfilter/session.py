@@ -51,9 +51,9 @@ async def run(args: Namespace) -> int:
     screen = make_screen(args, os.environ, partial(write, STDERR))
     # Who shares stdout takes turns.
     stdout_now = None if write is write_alone else partial(write_now, STDOUT)
-    output = Output(partial(write, STDOUT), screen.write, args.keep_order, screen.describe, stdout_now, screen.plain)
-    run = Run(output, Stats(price=args.price), ending.Ending(), asyncio.TaskGroup())
-    output.on_failure = partial(stop_writing, run.ending)
+    end = ending.Ending()
+    output = Output(partial(write, STDOUT), screen, args.keep_order, partial(stop_writing, end), stdout_now)
+    run = Run(output, Stats(price=args.price), end, asyncio.TaskGroup())
     mode = make_mode(run)
     pipeline = Pipeline(mode, STDIN, run)
     progress = Progress(run.stats, pipeline.snapshot, total_bytes, screen)

@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 import jsonschema_rs
 import orjson
 
-from llmfilter.answers.subschemas import REFERENCES, judgements, walk
+from llmfilter.answers.subschemas import REFERENCES, follow, judgements, walk
 from llmfilter.errors import UsageError
 from llmfilter.jsontext import is_exact, one_line, parse_json
 from llmfilter.words import printable
@@ -158,14 +158,6 @@ def _wrapping(document: Mapping[str, Any], source: str) -> str:
     return f"; put the list into one: {_jq(f'{{{made}}}', source)}"
 
 
-def _follow(ref: str, root: Mapping[str, Any]) -> Any:
-    """Return what a local `$ref` without escapes points at; True for any other."""
-    inner: Any = root
-    for key in ref.removeprefix("#").split("/")[1:]:
-        inner = inner.get(key, True) if ref.startswith("#") and isinstance(inner, dict) else True
-    return inner
-
-
 def wrapped_at(document: Mapping[str, Any]) -> str | None:
     """Return jq's path to the schema if a document is what an API wraps around one, else None."""
     kind = document.get("type")
@@ -190,7 +182,7 @@ def takes_object(schema: Any, root: Mapping[str, Any], level: int = 0) -> bool:
     values = [schema["const"]] if "const" in schema else schema.get("enum", [{}])
     if not any(isinstance(each, dict) for each in values):
         return False
-    inner = _follow(ref, root) if isinstance(ref, str) else True
+    inner = follow(ref, root, {}) if isinstance(ref, str) else True
     return (
         takes_object(inner, root, level + 1)
         and all(takes_object(each, root, level + 1) for each in schema.get("allOf", []))

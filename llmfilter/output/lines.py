@@ -1,42 +1,53 @@
 """Where rows end: lines to stdout and stderr, in the order they come or in the input's."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from llmfilter.errors import RowError
 from llmfilter.output.writer import LINE_BYTES, Line, Write, WriteNow, Writer, lowest, size_of
-from llmfilter.words import plain_line
 from llmfilter.worker import Change
 
 BUFFER_BYTES = 1 << 20
-Describe = Callable[[int, RowError, int, bytes, bool], bytes]  # as error_line does
+
+
+class Stderr(Protocol):
+    """What stderr is to lines: a file, or a terminal (Screen)."""
+
+    def describe(self, number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:
+        """Return the line of a row that failed."""
+
+    def plain(self, message: str) -> bytes:
+        """Return a line about the whole run."""
+
+    def write(self, lines: bytes) -> None:
+        """Write whole lines; raise OSError."""
 
 
 class Output:
     """Where rows end: answers on stdout, errors on stderr; with keep_order answers in input order.
 
-    describe: makes the line of a row that failed; plain: one about the whole run; on_failure gets the error of
-    a stream that can't be written any more; changed: tells those who wait for room that there may be some, as
-    anybody may do who makes room elsewhere; size: bytes that are not written yet; is_over: set once no line
-    will come that others wait for, so that what is there comes out.
+    on_failure: called with the error when a stream can't be written any more.
+    stdout_now: tried before `stdout`, which may wait; None where there is no such thing.
+    changed: tells those who wait for room that there may be some; so may who makes room elsewhere.
+    size: bytes that are not written yet.
+    is_over: no line will come any more that others wait for, so that what is there comes out.
     """
-
-    on_failure: Callable[[Exception], None] = staticmethod(lambda error: None)
 
     def __init__(
         self,
         stdout: Write,
-        stderr: Write,
+        stderr: Stderr,
         keep_order: bool,
-        describe: Describe,
+        on_failure: Callable[[Exception], None],
         stdout_now: WriteNow | None = None,
-        plain: Callable[[str], bytes] = plain_line,
     ) -> None:
-        self._describe = describe
-        self._plain = plain
+        self._describe = stderr.describe
+        self._plain = stderr.plain
+        self._on_failure = on_failure
         self.changed = Change()
         self.is_over = False
         self._stdout = Writer(stdout, self._count_written, stdout_now)
-        self._stderr = Writer(stderr, self._count_written)
+        self._stderr = Writer(stderr.write, self._count_written)
         self._order = Order(self._emit_in_turn) if keep_order else None
         self._waiting = 0  # rows that wait for room
         self.size = 0
@@ -104,7 +115,7 @@ class Output:
     def _count_written(self, size: int) -> None:
         self.size -= size
         if self.failure:
-            self.on_failure(self.failure)
+            self._on_failure(self.failure)
         self.changed.notify()
 
     def finish(self) -> None:

@@ -50,6 +50,13 @@ class Stream:
     def numbers(self) -> list[int]:
         return list(map(int, self.data.split()))
 
+    def describe(self, number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:
+        assert (error, attempts, raw, is_record) == (FAULT, number + 1, b"raw %d" % number, number % 2 == 0)
+        return line_of(number)
+
+    def plain(self, message: str) -> bytes:
+        raise AssertionError(message)
+
 
 def line_of(number: int) -> bytes:
     return b"%d\n" % number
@@ -58,13 +65,12 @@ def line_of(number: int) -> bytes:
 FAULT = RowError("invalid", "no label")
 
 
+def no_failure(error: Exception) -> None:
+    raise AssertionError(error)
+
+
 def fail(output: Output, number: int) -> None:
     output.error(number, FAULT, number + 1, b"raw %d" % number, number % 2 == 0)
-
-
-def describe(number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> bytes:
-    assert (error, attempts, raw, is_record) == (FAULT, number + 1, b"raw %d" % number, number % 2 == 0)
-    return line_of(number)
 
 
 # Lines of any order by number; an empty one says nothing.
@@ -106,8 +112,7 @@ def test_all_lines_come_out_and_nothing_is_left(
 ) -> None:
     async def main() -> None:
         stdout, stderr, failures = Stream(), Stream(), list[Exception]()
-        output = Output(stdout.write, stderr.write, keep_order, describe)
-        output.on_failure = failures.append
+        output = Output(stdout.write, stderr, keep_order, failures.append)
         wanted: dict[str, list[int]] = {"answer": [], "error": [], "skip": []}
         for at, (number, what) in enumerate(zip(numbers, whats, strict=False)):
             wanted[what].append(number)
@@ -148,8 +153,7 @@ def test_what_can_be_written_without_waiting_comes_out_in_the_same_order(
             stdout.data += b"".join(lines)[: attempts[-1] or 0]
             return attempts[-1] and min(attempts[-1], sum(map(len, lines)))
 
-        output = Output(stdout.write, Stream().write, keep_order, describe, write_now)
-        output.on_failure = failures.append
+        output = Output(stdout.write, Stream(), keep_order, failures.append, write_now)
         for at, number in enumerate(numbers):
             output.answers({number: line_of(number)})
             if at in turns and is_patient:
@@ -184,8 +188,7 @@ def test_after_a_failed_write_nothing_is_written_and_the_lowest_line_that_is_los
 ) -> None:
     async def main() -> None:
         stdout, stderr, failures = Stream(stdout_fails), Stream(stderr_fails), list[Exception]()
-        output = Output(stdout.write, stderr.write, keep_order, describe)
-        output.on_failure = failures.append
+        output = Output(stdout.write, stderr, keep_order, failures.append)
         said = [(number, what) for number, what in zip(numbers, whats, strict=False) if what != "skip"]
         for at, (number, what) in enumerate(said):
             if what == "answer":
@@ -209,7 +212,7 @@ def test_after_a_failed_write_nothing_is_written_and_the_lowest_line_that_is_los
 def test_a_buffer_full_of_lines_that_wait_has_room_for_the_awaited_one_only(awaited: int) -> None:
     async def main() -> None:
         stdout = Stream()
-        output = Output(stdout.write, Stream().write, True, describe)
+        output = Output(stdout.write, Stream(), True, no_failure)
         output.answers(dict.fromkeys(range(1, awaited), b""))
         output.answers({awaited + 2: b"x" * BUFFER_BYTES})
         behind = asyncio.create_task(output.room_for(awaited + 1))
@@ -229,7 +232,7 @@ def test_a_buffer_full_of_lines_that_wait_has_room_for_the_awaited_one_only(awai
 def test_while_nobody_reads_there_is_room_for_no_line_not_even_the_awaited_one(keep_order: bool) -> None:
     async def main() -> None:
         stdout = Stream(is_open=False)
-        output = Output(stdout.write, Stream().write, keep_order, describe)
+        output = Output(stdout.write, Stream(), keep_order, no_failure)
         output.answers({1: b"x" * BUFFER_BYTES})
         waiting = asyncio.create_task(output.room_for(2))
         await asyncio.sleep(0)

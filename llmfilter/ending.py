@@ -19,13 +19,11 @@ class Stop(NamedTuple):
     status: the exit status.
     reason: what to say; None where nobody would listen.
     whole_status: the exit status where each row of the input has its line all the same.
-    resumes: whether the same command on the same input can go on from there.
     """
 
     status: int
     reason: str | None
     whole_status: int
-    resumes: bool
 
 
 class Ending:
@@ -49,10 +47,10 @@ class Ending:
         """Return whether nothing more is to be taken or sent."""
         return self.stop is not None
 
-    def begin(self, status: int, reason: str | None, *, whole_status: int | None = None, resumes: bool = True) -> None:
+    def begin(self, status: int, reason: str | None, *, whole_status: int | None = None) -> None:
         """End the run, if it doesn't end already: the first reason counts."""
         if self.stop is None:
-            self.stop = Stop(status, reason, status if whole_status is None else whole_status, resumes)
+            self.stop = Stop(status, reason, status if whole_status is None else whole_status)
             self._event.set()
             for listener in self._listeners:
                 listener()

@@ -29,14 +29,7 @@ class Fault(Exception):
 
 
 class RunError(Fault):
-    """What refuses every row: the run ends here (exit status 3).
-
-    resumes: whether the same command on the same input can go on from there.
-    """
-
-    def __init__(self, message: str, resumes: bool = True) -> None:
-        super().__init__(message)
-        self.resumes = resumes
+    """What refuses every row: the run ends here (exit status 3)."""
 
 
 class RowError(Fault):

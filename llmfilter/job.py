@@ -73,8 +73,8 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
 
 
 _NO_JSON = (
-    "neither the prompt nor -s says JSON, which an answer has to be: for plain text give --text, "
-    "else ask for a JSON object in the prompt"
+    "neither the prompt nor -s asks for JSON, but an answer has to be a JSON object: "
+    "ask for one, or give --text for plain text"
 )
 
 
@@ -132,9 +132,7 @@ def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run],
 
     for option in typed_options(args):
         if option not in _LOADING:
-            raise UsageError(
-                f"--from-batch only puts results into the cache: {option} belongs to the same command without it"
-            )
+            raise UsageError(f"--from-batch only puts results into the cache: give {option} to the run after it")
     if args.no_cache:
         raise UsageError("--from-batch puts results into the cache: leave out --no-cache")
     return partial(FromBatch, open_cache(args, environ))
@@ -172,7 +170,7 @@ def read_file(option: str, path: str, else_: str = "") -> str:
         raise UsageError(f"{option} {printable(path)}: {error.strerror}{way_out}") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{option} {printable(path)}: not UTF-8 at byte {error.start}: convert it, for example with iconv"
+            f"{option} {printable(path)}: not UTF-8 at byte {error.start}: convert it with: iconv -f ENCODING -t UTF-8"
         ) from None
 
 
@@ -182,7 +180,9 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 def read_prompt(text: str) -> str:
     """Return the prompt: what stands in a file, or the text itself if it holds a `{` and is no file's name."""
     if "{" not in text or os.path.exists(text):
-        way_out = "; a prompt itself is told by its braces, as in -p 'Translate: {text}', or given as -p <(echo …)"
+        way_out = (
+            "; for a prompt without a file, name a field in braces, as in -p 'Translate: {text}', or give -p <(echo …)"
+        )
         return parse_prompt(read_file("-p", text, way_out))
     check_utf8("-p", text)
     return text
@@ -200,5 +200,5 @@ def read_schema(text: str) -> "Schema":
     if text.lstrip().startswith("{") and not os.path.exists(text):
         check_utf8("--schema", text)
         return Schema(text.encode(), "{…}")
-    way_out = '; a schema itself begins with a {, as in --schema \'{"type": "object", …}\''
+    way_out = '; for a schema without a file, begin with a {, as in --schema \'{"type": "object", …}\''
     return Schema(read_file("--schema", text, way_out).encode(), text)

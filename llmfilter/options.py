@@ -25,8 +25,8 @@ prompt:
   -p, --prompt FILE        user prompt; {field} is filled from each record (default: none, the
                            record carries its own `messages`)
   -s, --system TEXT        system prompt, or @FILE to read it from a file; may hold {field}s too
-      --image FIELD        also send the picture, or the list of them, whose path or URL stands in
-                           FIELD, behind the text
+      --image FIELD        send a picture behind the text: FIELD holds its path or URL, or a
+                           list of these
 
 server:
   -m, --model NAME         model (default: $OPENAI_MODEL, else the server's only model)
@@ -46,34 +46,32 @@ answers:
       --text               plain-text answers, under --as (default: answer)
       --response KEY       also put the server's whole response under KEY: log-probabilities,
                            usage, reasoning
-      --reask N            on an unusable answer, show the model its answer and the fault, and
-                           ask again, N times (default: 1)
+      --reask N            show the model an answer that can't be used and what is wrong with it,
+                           and ask again, up to N times (default: 1)
 
 run:
-  -j, --jobs N             most requests in flight (default: 32)
+  -j, --jobs N             requests in flight, at most (default: 32)
   -k, --keep-order         output in input order (default: as they finish)
   -r, --retries N          extra attempts after a fault; waiting out a rate limit uses none up
                            (default: 5)
       --timeout SECONDS    for one whole attempt (default: 600)
-      --stream             let the server send each answer piece by piece: for those that take
-                           longer than a proxy waits
+      --stream             receive each answer piece by piece: for answers that take longer than
+                           a proxy waits
       --rpm N              requests a minute, at most (default: what the server bears)
       --price IN,OUT[,CACHED]
-                           money for a million prompt, completion and cached prompt tokens: what
-                           is said of tokens is then said of money too
-      --budget N           end the run when so many tokens, of prompts and answers, have been
-                           billed in it, or with --price so much money; what is in flight then
-                           goes beyond
+                           money for a million prompt, completion and cached prompt tokens: the
+                           run then tells its cost
+      --budget N           stop when N tokens (of prompts and answers), or with --price so much
+                           money, have been billed; what is in flight then is finished
       --cache DIR          folder of the answers paid for (default: $LLMFILTER_CACHE, else
                            $XDG_CACHE_HOME/llmfilter)
       --no-cache           look nothing up and store nothing
 
 other:
   -n, --dry-run            print each request body; send nothing, need no key
-      --to-batch           print what the cache lacks as lines for a Batch API, each request
-                           once; send nothing, need no key
-      --from-batch         read the lines of a Batch API's results, and put the answers into the
-                           cache
+      --to-batch           print the requests that the cache can't answer as lines for a Batch
+                           API, each once; send nothing, need no key
+      --from-batch         read a Batch API's result lines, and put the answers into the cache
       --stats FILE         write the final counters as one JSON object
   -q, --quiet              no bar and no summary (both only on a terminal)
       --version            print the version
@@ -114,8 +112,8 @@ _OPTION = re.compile(
 _WAYS = {
     "--api-key --apikey --key --token": "the key comes from $OPENAI_API_KEY, or from -H 'api-key: $MY_KEY'",
     "--concurrency --max-concurrency --workers --max-workers --num-workers --parallel --threads": "give -j N",
-    "--resume --continue --restart": "the same command again goes on where it was stopped",
-    "--limit --max-rows --max-samples --head": "head -n N data.jsonl | llmfilter ... takes only so many",
+    "--resume --continue --restart": "run the same command again: it goes on where it stopped",
+    "--limit --max-rows --max-samples --head": "head -n N data.jsonl | llmfilter ... asks for the first N only",
     "--input --input-file --in --file --data --dataset -i": "records come on stdin, like < data.jsonl",
     "--output --output-file --out --outfile": "answers go to stdout, like > out.jsonl",
     "--retry --max-retries": "give -r N",
@@ -123,7 +121,7 @@ _WAYS = {
     "--system-prompt --system-message": "give -s TEXT, or -s @FILE",
     "--samples --num-samples --n --best-of": f"for several samples of each row: {SAMPLES}",
     "--cache-dir --cache-path": "give --cache DIR",
-    "--verbose --debug --progress -v": "kill -USR1 PID makes it say how far it is, --stats FILE what it did",
+    "--verbose --debug --progress -v": "kill -USR1 PID shows progress, --stats FILE writes counters",
     "--temperature --temp -t": "give -o temperature=NUMBER",
     "--max-tokens --max-completion-tokens --max-new-tokens": "give -o max_tokens=N",
 }

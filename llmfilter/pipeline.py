@@ -121,9 +121,9 @@ class Pipeline:
             self._run.stop_early(f"stdin can't be read: {error.strerror}")
         except RunError as end:
             self._first_left = None
-            self._run.ending.begin(ending.STOPPED_EARLY, end.message, resumes=end.resumes)
+            self._run.stop_early(end.message)
         except UsageError as error:  # what only the first record can tell
-            self._run.ending.begin(ending.WRONG_USAGE, str(error), resumes=False)
+            self._run.ending.begin(ending.WRONG_USAGE, str(error))
         except Exception as bug:
             self._run.stop_for(bug)
 

@@ -142,13 +142,12 @@ def describe_stop(stop: ending.Stop, pipeline: "Pipeline", mode: "Mode", stats: 
     """Return how far a run came that ended early, and how to go on."""
     if stop.status == ending.WRONG_USAGE:
         return str(stop.reason)
-    reason = stop.reason
     line = pipeline.snapshot().first_unfinished
-    done = f"{counted(stats.answered, 'row')} answered, {stats.failed} failed"
-    if line is None:
-        return f"{reason}; every row has its line: {done}"
-    way_on = ": the same command on the same input goes on from there" if mode.resumes and stop.resumes else ""
-    return f"{reason}; stopped at line {line}, the first that is left ({done}){way_on}"
+    first = "every line is done" if line is None else f"the first unfinished line is {line}"
+    done = f"{counted(stats.answered, 'row')} answered, {stats.failed:,} failed"
+    resumes = line is not None and mode.resumes and stats.answered
+    way_on = "; the same command on the same input goes on from there" if resumes else ""
+    return f"{stop.reason}; {first} ({done}){way_on}"
 
 
 def own_files(args: Namespace) -> dict[str, str | int]:

@@ -62,7 +62,7 @@ class Signals:
         self.status, self._since_s = SIGNALLED + number, self._loop.time()
         self._run.ending.begin(self.status, f"ended by {number.name}")
         if waits_for := describe_wait(self._look()):
-            self._run.output.say(f"{number.name}: {waits_for}; once more stops at once")
+            self._run.output.say(f"{number.name}: {waits_for}; a second signal stops at once")
 
     def _pause(self) -> None:
         """Stop as Ctrl-Z wants it, with the bar out of the way."""

@@ -50,7 +50,7 @@ class Schema:
         if not isinstance(self.document, dict):
             raise UsageError(f"{named}: a schema is a JSON object")
         if path := wrapped_at(self.document):
-            raise UsageError(f"{named}: the schema is inside of it; take it out: {_jq(path, source)}")
+            raise UsageError(f"{named}: the schema is inside it; to take it out: {_jq(path, source)}")
         if reason := misuse(self.document):
             raise UsageError(f"{named}: {reason}")
         # orjson takes integers beyond 64 bits for floats: where there are any, Python's json reads schema and answers.
@@ -119,7 +119,7 @@ def misuse(document: dict[str, Any]) -> str | None:
                 return f"`{word}` {printable(ref)!r} is elsewhere, and nothing is fetched: bundle it into $defs"
         dialect = schema.get("$schema", _DIALECT)
         if isinstance(dialect, str) and not re.fullmatch(_KNOWN_DIALECTS, dialect):
-            return f"`$schema` {printable(dialect)!r} is no draft of JSON Schema; leave it out"
+            return f"`$schema` {printable(dialect)!r} is not a known draft of JSON Schema; leave it out"
         if schema.get("nullable") is True:
             kind = schema.get("type", "string")
             return f'`nullable` is OpenAPI\'s; JSON Schema writes {{"type": ["{printable(str(kind))}", "null"]}}'

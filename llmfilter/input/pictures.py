@@ -52,10 +52,10 @@ def read_picture(path: str, bytes_most: int) -> bytes:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # no pipe is waited for
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _fault(path, "no file")
+                raise _fault(path, "not a file")
             data = file.read(bytes_most + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name, or a lone surrogate
-        raise _fault(path, (isinstance(error, OSError) and error.strerror) or "no file's name") from None
+        raise _fault(path, (isinstance(error, OSError) and error.strerror) or "not a name of a file") from None
     if len(data) > bytes_most:
         raise _fault(path, f"too large: a row's pictures may have {BYTES_MOST >> 20} MiB")
     return data
@@ -66,7 +66,7 @@ def media_type(path: str, data: bytes) -> str:
     for looks, name in _MEDIA_TYPES:
         if looks.match(data):
             return name
-    raise _fault(path, "no PNG, JPEG, GIF or WebP picture")
+    raise _fault(path, "not a PNG, JPEG, GIF or WebP picture")
 
 
 def shorten(body: bytes) -> bytes:

@@ -78,7 +78,10 @@ _BINARY = [
     ),
     Form(rb"\xff\xfe|\xfe\xff|.?\0", "UTF-16", "iconv -f UTF-16 -t UTF-8", 1),
 ]
-_ENCODED = [*_BINARY, Form(rb"", "text that is not UTF-8", "iconv -f ENCODING -t UTF-8 (uchardet FILE guesses which)")]
+_ENCODED = [
+    *_BINARY,
+    Form(rb"", "text that is not UTF-8", "iconv -f ENCODING -t UTF-8 (uchardet FILE guesses the ENCODING)"),
+]
 _ARRAY = Form(rb"\[", "a JSON array", "jq -c '.[]'")
 _COMMAS = Form(rb"", "JSON with a comma behind each line", "sed 's/,[[:space:]]*$//'")
 _SEVERAL = Form(rb"", "several objects on one line", "jq -c .")
@@ -124,7 +127,7 @@ def _parse_odd(line: bytes) -> Any:
     except UnicodeDecodeError as fault:
         what = f"UTF-8, at byte {fault.start}"
     form = form_of(line)
-    way = f"; {form.name} becomes JSON lines with: {form.command}" if form else ""
+    way = f"; to convert {form.name}: {form.command}" if form else ""
     raise RowError("input", f"the line is not {what}{way}")
 
 
@@ -138,7 +141,7 @@ def refuse_foreign(lines: Sequence[bytes], records: Sequence[dict[str, Any] | Ro
         return
     form = form_of(lines[0])
     if form and 0 < form.lines_least <= len(lines):
-        raise RunError(f"stdin is {form.name}, not one JSON object a line: {form.command} makes that of it", False)
+        raise RunError(f"stdin is {form.name}, not one JSON object a line; to convert it: {form.command}")
 
 
 def peek_keys(stdin: int) -> list[str] | None:

@@ -136,7 +136,7 @@ class Prompt:
             shown, way = printable(f"{{{name}}}", _NAME_MOST), printable(jq_path(name, record), _NAME_MOST)
             self.notices.add(
                 "null",
-                f"line {line}: {shown} is null, and the word null is sent; this leaves such rows out: "
+                f"line {line}: {shown} is null, and is sent as the word null; to leave such rows out: "
                 f"jq -c 'select({way})'",
             )
         return text
@@ -149,8 +149,8 @@ class Prompt:
         if messages[-1].get("role") == "assistant":
             self.notices.add(
                 "assistant",
-                f"line {line}: the record's `messages` end with an assistant turn, which the model goes on with; "
-                "jq -c '.messages |= .[:-1]' leaves the last turn out",
+                f"line {line}: the record's `messages` end with an assistant turn, which the model will continue; "
+                "to leave it out: jq -c '.messages |= .[:-1]'",
             )
         return dump_value(parse_exact(raw)["messages"][start:])[1:-1]
 

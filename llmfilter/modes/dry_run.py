@@ -77,13 +77,13 @@ class DryRun:
         stats, said = self._stats, []
         prompts = Usage(self._tokens)
         if stats.price:
-            said.append(f"the prompts cost about {money(stats.price.cost(prompts))}")
+            said.append(f"the prompts will cost about {money(stats.price.cost(prompts))}")
         if stats.cached:
             answers = round(self._tally.new * stats.saved.completion / stats.cached)
             whole = prompts._replace(completion=answers)
-            cost = f", and all costs about {money(stats.price.cost(whole))}" if stats.price else ""
+            cost = f", and everything will cost about {money(stats.price.cost(whole))}" if stats.price else ""
             basis = counted(stats.cached, "answer")
-            said.append(f"their answers have about {short(answers)} tokens{cost}: by {basis} in the cache")
+            said.append(f"the answers will have about {short(answers)} tokens{cost}, judging by {basis} in the cache")
         return said
 
     def _judge(self, budget: float) -> str:
@@ -91,7 +91,9 @@ class DryRun:
             left = budget - self._expense
             rest = money(left) if self._stats.price else f"{short(round(left))} tokens"
             return f"it covers all prompts, and leaves about {rest} for the answers"
-        return f"the prompts alone use it up after about {counted(self._within, 'request')}, with the answers sooner"
+        return (
+            f"the prompts alone use it up after about {counted(self._within, 'request')}; with the answers it is sooner"
+        )
 
 
 def measure(body: bytes) -> tuple[int, int]:

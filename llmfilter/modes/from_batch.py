@@ -101,7 +101,9 @@ class FromBatch:
     def report(self) -> list[str]:
         """As in Mode."""
         stats = self._run.stats
-        stored = f"{counted(stats.asked, 'answer')} stored, {stats.cached:,} in the cache, {stats.failed:,} failed"
+        stored = (
+            f"{counted(stats.asked, 'answer')} stored, {stats.cached:,} already in the cache, {stats.failed:,} failed"
+        )
         return [f"{counted(stats.rows, 'line')}: {stored}"]
 
     async def close(self) -> None:
@@ -113,7 +115,7 @@ def parse_result(line: bytes) -> Result:
     """Return the key and the completion in a result line; raise the RowError that it stands for, or is."""
     document = parse_record(line)
     if "response" not in document and "error" not in document:
-        what = "a request, of which the provider's results are wanted" if "body" in document else "no result of a batch"
+        what = "a request, not its result" if "body" in document else "not a result of a batch"
         raise RowError("input", f"this is {what}: it has neither `response` nor `error`")
     key = _parse_key(document.get("custom_id"))
     response = document.get("response")
@@ -133,7 +135,7 @@ def parse_result(line: bytes) -> Result:
 def _parse_key(custom_id: Any) -> bytes:
     if isinstance(custom_id, str) and _KEY.fullmatch(custom_id):
         return bytes.fromhex(custom_id)
-    raise RowError("input", "this is not the result of a line of --to-batch: its `custom_id` is no key")
+    raise RowError("input", "this is not the result of a line of --to-batch: its `custom_id` is not a key")
 
 
 def _cut_body(line: bytes, body: dict[str, Any]) -> bytes:

@@ -64,7 +64,7 @@ class Hopeless:
             self._foreign += 1
             if self._foreign >= FOREIGN_MOST:
                 what, way = fault.shape
-                raise RunError(f"the server's first {FOREIGN_MOST} answers are no chat completions but {what}: {way}")
+                raise RunError(f"the server's first {FOREIGN_MOST} answers are not chat completions but {what}: {way}")
 
     def is_foreign(self, fault: RowError) -> bool:
         """Return whether an answer is no completion at all, and was none before: not to be asked for again."""
@@ -104,7 +104,7 @@ class Hopeless:
         if self._unsent == REJECTED_MOST == self._stats.rows:
             raise RunError(
                 "check the prompt and the input: "
-                f"none of the first {REJECTED_MOST} rows can be sent, the first since {self._first_unsent.message}"
+                f"none of the first {REJECTED_MOST} rows can be sent; the first: {self._first_unsent.message}"
             )
 
     @property
@@ -130,12 +130,12 @@ def common(faults: Collection[RowError]) -> str:
     if all(raw.strip().startswith("[") for raw in raws):
         return 'they are lists: ask for an object that holds the list, like {"items": [...]}'
     if not any("{" in raw for raw in raws):
-        return "they are no JSON: for answers in plain text give --text, else ask for a JSON object in the prompt"
+        return "they are not JSON: for answers in plain text give --text, else ask for a JSON object in the prompt"
     missing = set.intersection(*[set(re.findall(r"the key '([^']*)' is missing", fault.message)) for fault in faults])
     if missing:
         keys = Counter(key for raw in raws for key in _keys(raw)).most_common(10)
         has = ", ".join(printable(key, 50) for key, _ in keys)
-        return f"no `{printable(min(missing), 50)}` in any; they have: {has}"
+        return f"they lack the key `{printable(min(missing), 50)}`; they have: {has}"
     (message, number), *_ = Counter(printable(fault.message, _SHOWN) for fault in faults).most_common(1)
     return f"{message} ({number} of {len(faults)})"
 

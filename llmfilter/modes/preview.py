@@ -22,7 +22,7 @@ class Printer(Protocol):
 
 
 class Tally:
-    """Counts requests, and those that are equal to one before.
+    """Counts requests, and duplicates among them.
 
     new: how many different ones there were.
     """
@@ -40,11 +40,11 @@ class Tally:
 
     def counts(self, stats: Stats, is_whole: bool, done: str) -> str:
         """Return what became of the rows; done: what is done with the new requests."""
-        which = counted(stats.rows, "row") if is_whole else "as far as it came"
+        which = counted(stats.rows, "row") if is_whole else "stopped early; so far"
         counts = [f"{stats.cached:,} answered by the cache", f"{stats.failed:,} failed"]
         counts.append(f"{counted(self.new, 'request')} {done}")
         if self._duplicates:
-            counts.append(f"{self._duplicates:,} equal to one before")
+            counts.append(counted(self._duplicates, "duplicate"))
         return f"{which}: {', '.join(counts)}"
 
 

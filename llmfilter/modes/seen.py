@@ -25,4 +25,6 @@ class Seen:
         try:
             return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", [key[:_SEEN_BYTES]]).rowcount == 1
         except sqlite3.Error as error:
-            raise RunError(f"which requests are equal can't be noted ({error}): make room in $TMPDIR") from None
+            raise RunError(
+                f"cannot remember which requests were already printed ({error}): make room in $TMPDIR"
+            ) from None

@@ -71,7 +71,7 @@ class Progress:
 
     def _left(self, now: Snapshot) -> list[str]:
         at_server = now.under_way.at_server
-        doing = f"finishing {counted(at_server, 'request')}" if at_server else "writing what is left"
+        doing = f"finishing {counted(at_server, 'request')}" if at_server else "writing the last lines"
         return [doing, counted(self._done, "row"), self._spent()]
 
     def _spent(self) -> str:

@@ -59,7 +59,7 @@ def test_a_completion_of_each_provider_answers_its_row(program: Programs, server
     answer = body('{"n": 1.0}')[:-1] + ', "odd": [1e400, 1.0, 123456789012345678901234567890]}'
     load = program.run("--from-batch", input=line.replace("K", asked["custom_id"]).replace("B", answer).encode())
     assert (load.status, load.stdout) == (0, b"")
-    assert load.said == ["llmfilter: 1 line: 1 answer stored, 0 in the cache, 0 failed"]
+    assert load.said == ["llmfilter: 1 line: 1 answer stored, 0 already in the cache, 0 failed"]
     run = program.run(*ASK, "--response", "raw", input=rows([1]))
     assert run.lines == [b'{"id":1,"n": 1.0,"raw":%b}' % answer.encode()]
     check_nothing_sent(server)
@@ -138,7 +138,7 @@ def test_each_other_line_is_one_error_line_and_costs_nothing_else(
     assert (error["line"], error["error"]) == (2, kind)
     assert all(word in error["message"] for word in words)
     assert bad in load.stderr or error["input"] == bad.decode()
-    assert "1 answer stored, 0 in the cache, 1 failed" in load.said[0]
+    assert "1 answer stored, 0 already in the cache, 1 failed" in load.said[0]
     run = program.run(*ASK, "-k", input=rows([1, 2]))
     assert run.rows == [{"id": 1, "echo": "1"}, {"id": 2, "label": "spam"}]
     assert server.prompts == ["1"]
@@ -152,7 +152,7 @@ def test_the_lines_are_the_bodies_that_are_missing_each_once(program: Programs, 
     assert all((line["method"], line["url"]) == ("POST", "/v1/chat/completions") for line in run.rows)
     assert all(len(line["custom_id"]) == 64 for line in run.rows)
     assert run.status == 1 and [error["error"] for error in run.errors] == ["input"]
-    counts = "1 answered by the cache, 1 failed, 2 requests printed, 2 equal to one before"
+    counts = "1 answered by the cache, 1 failed, 2 requests printed, 2 duplicates"
     assert run.said == [f"llmfilter: 6 rows: {counts}"]
     dry = program.run(*ASK, "-n", input=rows([0]))
     assert run.lines[0].endswith(b',"body":%b}' % dry.lines[0])
@@ -211,8 +211,8 @@ def test_loading_twice_changes_nothing(program: Programs, server: Server) -> Non
     results = b"".join([result(line["custom_id"]) for line in asked])
     first = program.run("--from-batch", input=results + results)
     second = program.run("--from-batch", "--stats", "stats.json", input=results)
-    assert first.said == ["llmfilter: 10 lines: 5 answers stored, 5 in the cache, 0 failed"]
-    assert second.said == ["llmfilter: 5 lines: 0 answers stored, 5 in the cache, 0 failed"]
+    assert first.said == ["llmfilter: 10 lines: 5 answers stored, 5 already in the cache, 0 failed"]
+    assert second.said == ["llmfilter: 5 lines: 0 answers stored, 5 already in the cache, 0 failed"]
     stats = json.loads((program.folder / "stats.json").read_text())
     assert (stats["rows"], stats["answered"], stats["cached"], stats["requests"]) == (5, 5, 5, 0)
     assert stats["tokens"]["billed"] == {"prompt": 0, "cached_prompt": 0, "completion": 0}
@@ -268,12 +268,12 @@ def parts(mode: str, count: int) -> Iterator[bytes]:
 
 WRONG: list[tuple[Sequence[str], Sequence[str]]] = [
     ((*ASK, "--to-batch", "-n"), ["-n and --to-batch"]),
-    ((*ASK, "--from-batch"), ["--from-batch", "--prompt belongs"]),
-    (("--from-batch", "--to-batch"), ["--from-batch", "--to-batch belongs"]),
-    (("--from-batch", "-n"), ["--from-batch", "--dry-run belongs"]),
-    (("--from-batch", "-k"), ["--keep-order belongs"]),
-    (("--from-batch", "-o", "a=1"), ["--option belongs"]),
-    (("--from-batch", "-f", "a"), ["--fields belongs"]),
+    ((*ASK, "--from-batch"), ["--from-batch", "give --prompt to the run after it"]),
+    (("--from-batch", "--to-batch"), ["--from-batch", "give --to-batch to the run after it"]),
+    (("--from-batch", "-n"), ["--from-batch", "give --dry-run to the run after it"]),
+    (("--from-batch", "-k"), ["give --keep-order to the run after it"]),
+    (("--from-batch", "-o", "a=1"), ["give --option to the run after it"]),
+    (("--from-batch", "-f", "a"), ["give --fields to the run after it"]),
     (("--from-batch", "--no-cache"), ["--no-cache", "into the cache"]),
 ]
 

@@ -17,8 +17,9 @@ def check_ended(run: Program, *words: str) -> None:
     """One plain line says why, where and how to go on."""
     assert run.status == 3
     assert len(run.said) == 1
-    for word in (*words, "stopped at line ", "the same command"):
+    for word in (*words, "the first unfinished line is "):
         assert word in run.said[0]
+    assert ("the same command on the same input goes on" in run.said[0]) == ("(0 rows answered" not in run.said[0])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_no_key_and_no_credit_end_the_run_at_any_time(
     check_ended(run, *words)
     assert sorted(row["id"] for row in run.rows) == list(range(100))  # those in flight are finished
     assert len(server.requests) <= 100 + 4
-    assert "stopped at line 101," in run.said[0]
+    assert "the first unfinished line is 101 " in run.said[0]
     server.answer = echo
     again = program.run(*ASK, input=MANY)
     assert again.status == 0 and len(again.lines) == 500
@@ -82,7 +83,7 @@ def test_an_input_that_is_no_jsonl_ends_the_run_with_its_way_out(looks: str, ser
     run = program.run(*ASK, input=data)
     assert (run.status, run.errors, server.requests) == (3, [], [])
     (line,) = run.said
-    assert line.startswith("llmfilter: stdin is ") and way in line and "stopped at line 1," in line
+    assert line.startswith("llmfilter: stdin is ") and way in line and "the first unfinished line is 1 " in line
     assert "the same command" not in line  # it would end in the same way
 
 
@@ -138,7 +139,7 @@ def test_what_is_in_flight_is_finished_into_the_cache(server: Server, program: P
     server.wait_answered(1)  # the 401
     server.release()
     run.finish()
-    check_ended(run, "revoked", "stopped at line 8")
+    check_ended(run, "revoked", "the first unfinished line is 8")
     assert sorted(row["id"] for row in run.rows) == list(range(7))
     assert len(server.requests) == 8
 
@@ -207,7 +208,7 @@ def test_a_typo_in_fields_is_paid_once(program: Programs, server: Server) -> Non
     server.answer = lambda request: completion({"label": "spam"})
     run = program.run(*ASK, "-j", "4", "-f", "lable", input=rows(range(500)))
     assert run.status == 3
-    assert "no `lable` in any; they have: label" in run.said[-1]
+    assert "they lack the key `lable`; they have: label" in run.said[-1]
     asked = {each.prompt for each in server.requests if len(each.json["messages"]) == 1}
     assert len(server.requests) <= 32 + 4
     server.requests.clear()
@@ -244,7 +245,7 @@ def test_an_answer_that_is_no_completion_is_asked_for_three_times_in_all(
     server.answer = lambda request: Response(body) if isinstance(body, bytes) else body
     run = program.run(*ASK, "-j", "1", input=rows(range(200)))
     assert run.status == 3
-    assert f"the server's first 3 answers are no chat completions but {words}" in run.said[-1]
+    assert f"the server's first 3 answers are not chat completions but {words}" in run.said[-1]
     assert len(server.prompts) == len(set(server.prompts)) == 3
 
 

@@ -52,7 +52,7 @@ def test_a_bug_ends_the_run_with_70_and_what_is_in_flight_is_stored(
     assert run.status == 70
     assert len(run.said) == 1
     assert "a bug in llmfilter, please report it with this line: ZeroDivisionError: of a test in " in run.said[0]
-    assert f"stopped at line {5 if place == 'written' else 4}," in run.said[0]
+    assert f"the first unfinished line is {5 if place == 'written' else 4} " in run.said[0]
     server.requests.clear()
     again = program.run(*ASK, "-k", input=rows([1, 2, 3, "bug"]))
     assert again.status == 0 and len(again.lines) == 4

@@ -36,9 +36,9 @@ def test_a_dry_run_prints_the_bodies_sends_nothing_and_needs_no_key(program: Pro
     assert [json.loads(line)["messages"][0]["content"] for line in dry.lines[3:]] == ["3", "4", "3"]
     assert [line["error"] for line in dry.errors] == ["template", "input"]
     assert dry.said == [
-        "llmfilter: 8 rows: 3 answered by the cache, 2 failed, 2 requests to be sent, 1 equal to one before",
+        "llmfilter: 8 rows: 3 answered by the cache, 2 failed, 2 requests to be sent, 1 duplicate",
         "llmfilter: about 14 prompt tokens, at 4 bytes of text each",
-        "llmfilter: their answers have about 6 tokens: by 3 answers in the cache",
+        "llmfilter: the answers will have about 6 tokens, judging by 3 answers in the cache",
     ]
     assert dry.status == 1
     assert len(server.requests) == 3
@@ -103,9 +103,9 @@ def test_odd_requests_have_a_size_too(body: bytes, about: tuple[int, int]) -> No
     ("budget", "words"),
     [
         ("1070", "it covers all prompts, and leaves about 535 tokens for the answers"),
-        ("535", "the prompts alone use it up after about 5 requests, with the answers sooner"),
-        ("214", "the prompts alone use it up after about 2 requests, with the answers sooner"),
-        ("1", "the prompts alone use it up after about 1 request, with the answers sooner"),
+        ("535", "the prompts alone use it up after about 5 requests; with the answers it is sooner"),
+        ("214", "the prompts alone use it up after about 2 requests; with the answers it is sooner"),
+        ("1", "the prompts alone use it up after about 1 request; with the answers it is sooner"),
     ],
 )
 def test_a_dry_run_says_what_a_budget_would_stop(program: Programs, budget: str, words: str) -> None:
@@ -161,8 +161,8 @@ def test_what_was_stopped_says_how_far_it_came_and_not_that_it_goes_on(program: 
     assert run.finish().status == -signal.SIGINT
     # What was read here may not be known there yet as written, and then that is waited for.
     ended, counts, *_ = [line for line in run.said if "waiting for the reader" not in line]
-    assert ended.endswith("SIGINT; stopped at line 3, the first that is left (0 rows answered, 0 failed)")
-    assert counts.startswith("llmfilter: as far as it came: 0 answered by the cache, 0 failed, 2 requests ")
+    assert ended.endswith("SIGINT; the first unfinished line is 3 (0 rows answered, 0 failed)")
+    assert counts.startswith("llmfilter: stopped early; so far: 0 answered by the cache, 0 failed, 2 requests ")
 
 
 @pytest.mark.parametrize("mode", ["-n", "--to-batch"])
@@ -192,5 +192,5 @@ def test_a_cache_of_which_only_the_files_may_be_written_is_enough(program: Progr
 def test_where_no_more_requests_can_be_noted_the_run_ends(program: Programs, mode: str) -> None:
     records = rows(range(150_000))  # more than is noted in memory
     run = program.run(*ASK, mode, input=records, shell='ulimit -f 0; exec "$@" | tail -n 1 > /dev/null')
-    assert "can't be noted (" in run.said[0] and "$TMPDIR" in run.said[0]
-    assert "stopped at line " in run.said[0]
+    assert "cannot remember which requests " in run.said[0] and "$TMPDIR" in run.said[0]
+    assert "the first unfinished line is " in run.said[0]

@@ -112,7 +112,7 @@ def test_what_is_not_sent_yet_is_abandoned_at_a_stop(program: Programs) -> None:
         run.finish()
     assert run.status == -signal.SIGINT
     assert not any("paid for" in line for line in run.said)
-    assert any("stopped at line 1" in line for line in run.said)
+    assert any("the first unfinished line is 1" in line for line in run.said)
     assert requests_of(program) == 0
 
 

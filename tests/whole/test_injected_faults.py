@@ -92,7 +92,7 @@ def check_lines(run: Program, ids: list[int], call: str = "") -> None:
         return  # libuv ends the process there (uv__io_poll): as a kill does, it costs what was in flight
     assert run.status in (0, 1, 3)
     if run.status == 3:
-        assert run.said and "stopped at line" in run.said[-1]
+        assert run.said and "the first unfinished line is" in run.said[-1]
     else:
         assert sorted(printed) == ids
     assert run.status != 0 or not run.errors

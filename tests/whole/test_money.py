@@ -101,16 +101,17 @@ def test_a_dry_run_tells_what_prompts_cost_and_what_answers_have_cost_so_far(pro
     said = program.run(*ASK, *PRICE, "-n", input=rows(range(100))).said
     assert said[1:] == [
         "llmfilter: about 700 prompt tokens, at 4 bytes of text each",
-        "llmfilter: the prompts cost about 0.001400",
+        "llmfilter: the prompts will cost about 0.001400",
     ]
     program.run(*ASK, input=rows(range(20)))
     *_, prompts, whole = program.run(*ASK, *PRICE, "-n", input=rows(range(100))).said
-    assert prompts == "llmfilter: the prompts cost about 0.001120"
+    assert prompts == "llmfilter: the prompts will cost about 0.001120"
     assert whole == (
-        "llmfilter: their answers have about 80k tokens, and all costs about 0.6411: by 20 answers in the cache"
+        "llmfilter: the answers will have about 80k tokens, and everything will cost about 0.6411, "
+        "judging by 20 answers in the cache"
     )
     assert program.run(*ASK, "-n", input=rows(range(100))).said[-1] == (
-        "llmfilter: their answers have about 80k tokens: by 20 answers in the cache"
+        "llmfilter: the answers will have about 80k tokens, judging by 20 answers in the cache"
     )
     judged = program.run(*ASK, *PRICE, "-n", "--budget", "0.001", input=rows(range(100))).said[-1]
     assert "0.001: the prompts alone use it up after about " in judged

@@ -104,7 +104,7 @@ def test_a_prompt_that_is_no_file_is_the_prompt_itself(program: Programs, server
     assert program.run("-p", "Translate: {text}", input=b'{"text":"x"}').status == 0
     assert server.prompts == ["Translate: x"]
     run = program.run("-p", "prompt.txt", input=b'{"text":"x"}')
-    assert run.status == 2 and "told by its braces" in run.said[0]
+    assert run.status == 2 and "name a field in braces" in run.said[0]
 
 
 def test_s_takes_the_place_of_a_system_turn(program: Programs, server: Server) -> None:

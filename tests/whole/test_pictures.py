@@ -90,7 +90,7 @@ def test_what_cannot_be_sent_is_that_row_s_error(program: Programs, server: Serv
     ]
     said = [error["message"] for error in run.errors]
     assert said[0] == "the picture gone.png: No such file or directory"
-    assert said[1] == "the picture text.png: no PNG, JPEG, GIF or WebP picture"
+    assert said[1] == "the picture text.png: not a PNG, JPEG, GIF or WebP picture"
     assert "20 MiB" in said[2]
     assert "root" not in run.stderr.decode().replace("/root", "")
 

@@ -107,7 +107,7 @@ def test_what_it_will_cost(line: str, shell: Shell, server: Server) -> None:
     shell.write("data.jsonl", rows(range(5)))
     run = shell.run(line)
     assert (run.status, server.requests) == (0, [])
-    assert "the prompts cost about 0.0000" in run.said[-1]
+    assert "the prompts will cost about 0.0000" in run.said[-1]
 
 
 @runs("llmfilter -k ")
@@ -613,7 +613,7 @@ def test_vllm_runs_a_batch_without_a_server(line: str, shell: Shell, server: Ser
     shell.write_command("vllm", f'exec {sys.executable} {script} "$@"')
     shell.write("data.jsonl", rows(range(3)))
     run = shell.run(line)
-    assert run.said[-1] == "llmfilter: 3 lines: 2 answers stored, 0 in the cache, 1 failed"
+    assert run.said[-1] == "llmfilter: 3 lines: 2 answers stored, 0 already in the cache, 1 failed"
     again = shell.run("llmfilter -k -p prompt.md < data.jsonl")
     assert [row["echo"] for row in again.rows] == ["batch 0", "1", "batch 2"]
     assert server.prompts == ["1"]

@@ -206,7 +206,7 @@ def test_a_server_without_tls_ends_the_run(program: Programs) -> None:
         run = program.run(*ASK, "-r", "0", "-u", url, input=rows([1]))
         thread.join()
     assert run.status == 3
-    assert len(run.said) == 1 and "can't be reached" in run.said[0] and "stopped at line 1" in run.said[0]
+    assert len(run.said) == 1 and "can't be reached" in run.said[0] and "the first unfinished line is 1" in run.said[0]
 
 
 def test_a_storm_of_faults_costs_no_row(server: Server, program: Programs) -> None:

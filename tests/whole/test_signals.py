@@ -25,14 +25,16 @@ def test_the_first_signal_finishes_what_is_in_flight(program: Programs, server: 
     run.fill(rows(range(5)), server.thread_id)
     run.signal(number)
     run.read_said()
-    assert run.said == [f"llmfilter: {number.name}: finishing 2 requests, already paid for; once more stops at once"]
+    assert run.said == [
+        f"llmfilter: {number.name}: finishing 2 requests, already paid for; a second signal stops at once"
+    ]
     server.release()
     run.finish()
     assert run.status == -number
     assert sorted(row["id"] for row in run.rows) == [0, 1]
     assert sorted(server.prompts) == ["0", "1"]
     assert run.said[1:] == [
-        f"llmfilter: ended by {number.name}; stopped at line 3, the first that is left (2 rows answered, 0 failed): "
+        f"llmfilter: ended by {number.name}; the first unfinished line is 3 (2 rows answered, 0 failed); "
         "the same command on the same input goes on from there"
     ]
     again = program.run(*ASK, "-k", input=rows(range(5)))
@@ -52,7 +54,7 @@ def test_a_later_signal_stops_at_once(program: Programs, server: Server, second:
     run.stop_at_once(second).finish()
     assert run.status == -second
     assert [row["id"] for row in run.rows] == [0]
-    assert "stopped at line 2, the first that is left (1 row answered, 0 failed)" in run.said[1]
+    assert "the first unfinished line is 2 (1 row answered, 0 failed)" in run.said[1]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -181,7 +183,7 @@ def test_stopped_at_once_it_names_no_line_behind_one_that_was_not_written(progra
     run.wait_asleep(server.thread_id)
     run.stop_at_once(signal.SIGINT).finish()
     assert run.status == -signal.SIGINT
-    named = re.search(r"stopped at line (\d+)", run.said[-1])
+    named = re.search(r"the first unfinished line is (\d+)", run.said[-1])
     assert named
     assert int(named[1]) <= len(run.lines) + 1
 
@@ -200,7 +202,7 @@ def test_a_signal_abandons_what_waits_to_be_sent_again(program: Programs, server
     assert run.status == -signal.SIGINT
     assert sorted(row["id"] for row in run.rows) == [0, 1]
     assert run.said[1:] == [
-        "llmfilter: ended by SIGINT; stopped at line 3, the first that is left (2 rows answered, 0 failed): "
+        "llmfilter: ended by SIGINT; the first unfinished line is 3 (2 rows answered, 0 failed); "
         "the same command on the same input goes on from there"
     ]
 
@@ -213,7 +215,7 @@ def test_a_signal_ends_a_run_that_waits_for_input(program: Programs, server: Ser
     run.read_said()  # stdin is still open
     run.finish()
     assert run.status == -signal.SIGINT
-    ended = "llmfilter: ended by SIGINT; stopped at line 2, the first that is left (1 row answered, 0 failed)"
+    ended = "llmfilter: ended by SIGINT; the first unfinished line is 2 (1 row answered, 0 failed)"
     assert run.said[-1].startswith(ended)
 
 
@@ -241,7 +243,7 @@ def test_with_a_row_held_back_by_k_a_signal_still_prints_what_is_paid_for(progra
     run.finish()
     assert [row["id"] for row in run.rows] == [1, 2, 3, 4]
     assert run.status == -signal.SIGINT
-    assert "stopped at line 1, the first that is left (4 rows answered, 0 failed)" in run.said[-1]
+    assert "the first unfinished line is 1 (4 rows answered, 0 failed)" in run.said[-1]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -319,4 +321,4 @@ def test_with_k_a_stop_does_not_wait_for_a_line_that_never_comes(program: Progra
     run.finish()
     assert run.status == -signal.SIGINT
     assert [row["id"] for row in run.rows] == list(range(1, 8))
-    assert "stopped at line 1" in run.said[-1]
+    assert "the first unfinished line is 1" in run.said[-1]

@@ -166,9 +166,8 @@ def test_a_stdin_that_cannot_be_read_ends_the_run(program: Programs) -> None:
     run = program.run(*ASK, shell='exec "$@" 0> written')
     assert run.status == 3
     assert run.said == [
-        "llmfilter: stdin can't be read: Bad file descriptor; stopped at line 1, the first that is left "
-        "(0 rows answered, 0 failed): "
-        "the same command on the same input goes on from there"
+        "llmfilter: stdin can't be read: Bad file descriptor; "
+        "the first unfinished line is 1 (0 rows answered, 0 failed)"
     ]
 
 
@@ -176,7 +175,7 @@ def test_a_full_disk_under_stdout_ends_the_run(program: Programs) -> None:
     run = program.run(*ASK, input=rows(range(3)), shell='exec "$@" > /dev/full')
     assert run.status == 3
     assert len(run.said) == 1
-    assert "can't be written: No space left on device; stopped at line 1" in run.said[0]
+    assert "can't be written: No space left on device; the first unfinished line is 1" in run.said[0]
 
 
 def test_a_full_disk_under_stderr_ends_the_run(program: Programs) -> None:

@@ -397,12 +397,12 @@ def test_with_stderr_in_a_file_the_bar_is_on_the_terminal(
     open_shell(program, terminal, "-j", "4").type(f"ask {TO_FILES}\n")
     assert "26 rows" in terminal.wait("4 in flight").screen[-1]
     terminal.type(INTERRUPT)
-    terminal.wait("llmfilter: SIGINT: finishing 4 requests, already paid for; once more stops at once")
+    terminal.wait("llmfilter: SIGINT: finishing 4 requests, already paid for; a second signal stops at once")
     terminal.wait_until(lambda screen: screen[-1].startswith("finishing 4 requests · 26 rows"))
     server.release()
     terminal.wait(" rows in 0:")
     reason, billed, done = [line for line in terminal.screen if line.startswith("llmfilter: ")][1:]
-    assert "llmfilter: ended by SIGINT; stopped at line 31" in reason
+    assert "llmfilter: ended by SIGINT; the first unfinished line is 31" in reason
     assert billed == "llmfilter: 290 tokens billed (203 in, 87 out), 0 saved by the cache"
     assert "29 answered (0 from the cache), 1 failed (1 input)" in done
     first, *said = (program.folder / "errors.jsonl").read_text().splitlines()
@@ -543,7 +543,7 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(program: Programs, server
     terminal.wait("finishing 2 requests")
     run.stop_at_once(signal.SIGINT).finish()
     assert run.status == -signal.SIGINT
-    terminal.wait("stopped at line 1")
+    terminal.wait("the first unfinished line is 1")
     assert BAR not in "".join(terminal.screen)
     assert "\x1b[?25" not in terminal.raw, "the cursor was there all the time"
 

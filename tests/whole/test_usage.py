@@ -377,7 +377,7 @@ def test_a_run_that_asks_for_no_json_says_so_once(
     said = program.run("-p", "label.md", *args, input=rows(range(3))).said
     notices = [line for line in said if "--text" in line]
     assert len(notices) == is_said
-    assert not is_said or (said[0] == notices[0] and "says JSON" in said[0])
+    assert not is_said or (said[0] == notices[0] and "asks for JSON" in said[0])
 
 
 def test_words_of_a_record_reach_a_plain_line_fit_for_a_terminal(program: Programs, server: Server) -> None:
@@ -402,7 +402,7 @@ def test_what_refuses_the_whole_run_ends_it_with_status_3(program: Programs, ser
     assert is_one_plain_line(run.said)
     assert "HTTP 401: bad key" in run.said[0]
     assert "$OPENAI_API_KEY" in run.said[0]
-    assert "stopped at line 1, the first that is left (0 rows answered, 0 failed)" in run.said[0]
+    assert "the first unfinished line is 1 (0 rows answered, 0 failed)" in run.said[0]
     assert len(server.requests) <= 2
     stats = json.loads((program.folder / "stats.json").read_bytes())
     assert stats["rows"] == stats["answered"] + stats["failed"] + stats["unfinished"]

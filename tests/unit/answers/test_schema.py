@@ -300,7 +300,7 @@ def test_strict_needs_every_object_closed_and_complete(schema: dict[str, Any], a
         ({"properties": {"a": {"$ref": "other.json#/a"}}}, "bundle it into $defs"),
         ({"$id": "http://a.test/b", "properties": {"a": {"$ref": "c"}}}, "bundle it into $defs"),
         ({"properties": {"a": {"$dynamicRef": "http://127.0.0.1:9/#x"}}}, "bundle it into $defs"),
-        ({"$schema": "http://127.0.0.1:9/meta.json", "type": "object"}, "is no draft of JSON Schema"),
+        ({"$schema": "http://127.0.0.1:9/meta.json", "type": "object"}, "is not a known draft of JSON Schema"),
         ({"properties": {"a": {"$ref": "#/$defs/Foo<T>"}}, "$defs": {"Foo<T>": {"type": "string"}}}, "%3C"),
         ({"properties": {"a": {"type": "string", "nullable": True}}}, '{"type": ["string", "null"]}'),
     ],

@@ -330,7 +330,7 @@ def test_a_null_in_a_text_is_said_once_with_its_line_and_the_way_out() -> None:
     bodies = prompt.bodies(list(map(parse_record, raws)), raws, first_line=7)
     assert json.loads(bodies[1])["messages"][0]["content"] == "null null"  # type: ignore[arg-type]
     assert prompt.notices.take() == [
-        "line 8: {text} is null, and the word null is sent; this leaves such rows out: jq -c 'select(.text)'"
+        "line 8: {text} is null, and is sent as the word null; to leave such rows out: jq -c 'select(.text)'"
     ]
 
 

@@ -403,6 +403,22 @@ def test_what_was_paid_for_is_rescued_from_the_error_lines(line: str, shell: She
 
 @needs_jq
 @needs(make="make")
+def test_pandas_writes_the_records_and_reads_the_answers(shell: Shell, server: Server) -> None:
+    pandas = pytest.importorskip("pandas")
+    there, back = read_block("make, pandas", "python").splitlines()
+    days = pandas.to_datetime(["2024-01-02", None])
+    df = pandas.DataFrame({"id": ["007", "0xff"], "n": [2**53 + 1, 2], "text": ["坏/x", None], "date": days})
+    names = {"pd": pandas, "json": json, "df": df, "open": lambda name: (shell.folder / name).read_text().splitlines()}
+    exec(there.replace("data.jsonl", str(shell.folder / "data.jsonl")), names)
+    server.answer = lambda request: completion({"said": request.prompt, "big": 2**70, "list": [{"a": None}]})
+    assert shell.run("llmfilter -k -p '{text} {date}' < data.jsonl > out.jsonl").status == 0
+    exec(back, names)
+    answers = names["answers"]
+    assert answers.id.tolist() == ["007", "0xff"] and answers.n.tolist() == [2**53 + 1, 2]
+    assert answers.said.tolist() == ["坏/x 2024-01-02T00:00:00.000", "null null"]
+    assert answers.big.tolist() == [2**70] * 2 and answers.list.tolist() == [[{"a": None}]] * 2
+
+
 @pytest.mark.parametrize(("failing", "status"), [(1, 0), (2, 2)])
 def test_make_takes_one_failed_row_in_a_hundred(shell: Shell, server: Server, failing: int, status: int) -> None:
     server.answer = lambda request: error(400, "no") if int(request.prompt) < failing else completion({})
@@ -528,14 +544,6 @@ def test_the_probability_of_a_label(line: str, shell: Shell, server: Server) -> 
 
 
 @needs_jq
-@runs("llmfilter --response ")
-def test_what_all_answers_cost(line: str, shell: Shell, server: Server) -> None:
-    shell.write("data.jsonl", rows(range(4)))
-    run = shell.run(line)
-    assert float(run.stdout) == pytest.approx(4 * (7 * 0.15 + 3 * 0.60) / 1e6)
-
-
-@needs_jq
 @runs("jq -c 'range")
 def test_several_samples_of_each_row(line: str, shell: Shell, server: Server) -> None:
     server.answer = lambda request: completion({"said": request.json["seed"]})
@@ -543,6 +551,15 @@ def test_several_samples_of_each_row(line: str, shell: Shell, server: Server) ->
     assert shell.run(line).status == 0
     found = sorted((row["id"], row["seed"], row["said"]) for row in shell.read_rows("out.jsonl"))
     assert found == [(each, seed, seed) for each in (1, 2) for seed in range(5)]
+
+
+@needs_jq
+@runs("jq -sc 'group_by")
+def test_the_label_that_most_samples_have(line: str, shell: Shell) -> None:
+    votes = [(1, "b"), (2, "x"), (1, "a"), (2, None), (1, "a"), (2, "x"), (1, "c"), (2, ["x"])]
+    lines = [{"id": each, "text": "t", "label": label} for each, label in votes]
+    shell.write("out.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert shell.run(line).rows == [{"id": 1, "text": "t", "label": "a"}, {"id": 2, "text": "t", "label": "x"}]
 
 
 @needs_jq

@@ -405,7 +405,7 @@ def test_what_was_paid_for_is_rescued_from_the_error_lines(line: str, shell: She
 @needs(make="make")
 def test_pandas_writes_the_records_and_reads_the_answers(shell: Shell, server: Server) -> None:
     pandas = pytest.importorskip("pandas")
-    there, back = read_block("make, pandas", "python").splitlines()
+    there, back = read_block("make and pandas", "python").splitlines()
     days = pandas.to_datetime(["2024-01-02", None])
     df = pandas.DataFrame({"id": ["007", "0xff"], "n": [2**53 + 1, 2], "text": ["坏/x", None], "date": days})
     names = {"pd": pandas, "json": json, "df": df, "open": lambda name: (shell.folder / name).read_text().splitlines()}
@@ -422,7 +422,7 @@ def test_pandas_writes_the_records_and_reads_the_answers(shell: Shell, server: S
 @pytest.mark.parametrize(("failing", "status"), [(1, 0), (2, 2)])
 def test_make_takes_one_failed_row_in_a_hundred(shell: Shell, server: Server, failing: int, status: int) -> None:
     server.answer = lambda request: error(400, "no") if int(request.prompt) < failing else completion({})
-    shell.write("Makefile", read_block("make, pandas", "make").encode())
+    shell.write("Makefile", read_block("make and pandas", "make").encode())
     shell.write("data.jsonl", rows(range(100)))
     assert shell.run("make labels.jsonl > made").status == status
     assert (shell.folder / "labels.jsonl").exists() == (status == 0)

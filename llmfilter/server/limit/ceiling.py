@@ -55,6 +55,11 @@ class Ceiling:
         self._owed -= 1
         self._answers += 1
 
+    @property
+    def is_proven(self) -> bool:
+        """Tell whether as much was answered since the last probe as a refused one costs."""
+        return self._answers >= OWED
+
     def probe_at(self, now: float, settle_s: float, sent_at: float, answered_at: float) -> float:
         """Return when more may be tried.
 
@@ -72,4 +77,4 @@ class Ceiling:
         self.sure = self.most
         self.most += self._step
         self._step *= 2
-        self._set_at = now
+        self._set_at, self._answers = now, 0

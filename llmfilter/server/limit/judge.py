@@ -168,8 +168,6 @@ class Judge:
         if at > now:
             return at
         self._ceiling.probe(now)
-        if self.mode == CEILING and self._ceiling.most >= self._jobs:
-            self.mode, self._ceiling = FREE, Ceiling()
         return now if self.mode != PACE else max(now, self._next_at)
 
     def _paced_until(self, now: float, settle_s: float) -> float:
@@ -197,6 +195,8 @@ class Judge:
             return
         self._answered_at = now
         self._ceiling.pay()
+        if self.mode == CEILING and self._ceiling.most >= self._jobs and self._ceiling.is_proven:
+            self.mode, self._ceiling = FREE, Ceiling()
         self._borne -= max(0.0, self._borne - self._ceiling.sure) / FADES_BY
         self._answered.append(ticket)
         while self._answered and self._answered[0].sent_at + self._settle_s() <= now:
@@ -280,13 +280,13 @@ class Judge:
             self._weigh(held)
             if self._score > IS_NUMBER:
                 self._decide()
-                self._back_to_ceiling()
                 self._ceiling.cut(held, self.in_flight, now)
+                self._back_to_ceiling()
             elif is_excess or not chance.explains_run(run):
                 self._slow_down(ticket, held, after_s, now)
-        elif is_probe or not chance.explains_run(run):
+        elif is_probe or not chance.explains_run(run) or (is_excess and chance.stretch > CHANCE_MOST):
             self._cut(ticket, held, after_s, now)
-        elif is_excess and self.mode == CEILING and (rate := self._measure(ticket, held)):
+        elif is_excess and (rate := self._measure(ticket, held)):
             # As many requests as had these refusals: so many again would be chance.
             share, count = chance.stretch, ticket.number - chance.first.number + 1
             self._decide()
@@ -306,8 +306,8 @@ class Judge:
         if self.mode == CEILING and self._score < IS_RATE and rate:
             self._try_below(rate, TRIAL_UNSURE, now)
         else:
-            self._back_to_ceiling()
             self._ceiling.cut(held, self.in_flight, now)
+            self._back_to_ceiling()
         return None
 
     def _slow_down(self, ticket: Ticket, held: int, after_s: float | None, now: float) -> None:
@@ -386,7 +386,7 @@ class Judge:
         self._ceiling.widen(2 * self._borne, now)
 
     def _back_to_ceiling(self) -> None:
-        self.mode = CEILING
+        self.mode = FREE if self._ceiling.most == math.inf else CEILING
         self._chance.forgive(self._history.sent)
 
     def _stop(self, now: float, is_away: bool = False, after_s: float | None = None) -> None:

@@ -69,6 +69,27 @@ def test_haproxy_has_a_short_queue(server: Server, program: Programs, tmp_path: 
     check_through(front, program, 500, jobs=128)
 
 
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_one_slot_more_than_the_server_takes_costs_no_row(server: Server, program: Programs, most: int) -> None:
+    busy: set[Request] = set()
+
+    async def answer(request: Request) -> Reply:
+        if len(busy) >= most:
+            return error(429, f"only {most} at a time")
+        busy.add(request)
+        await asyncio.sleep(0.05)
+        busy.remove(request)
+        return echo(request)
+
+    server.answer = answer
+    count = 100 * most
+    run = program.run(*ASK, "-j", str(most + 1), "-r", "0", "--stats", "stats.json", input=rows(range(count)))
+    check_all_answered(run, count)
+    stats = json.loads((program.folder / "stats.json").read_text())
+    assert 0 < stats["refusals"] <= REFUSED_MOST * count
+    assert stats["limit"] == f"{most} at a time"
+
+
 def test_a_server_that_is_gone_for_a_while_costs_no_row(server: Server, program: Programs, tmp_path: Path) -> None:
     server.answer = slowly(0.01)
     with Front("nginx", NGINX, tmp_path, server, limits="") as front:

@@ -4,16 +4,16 @@ Theory of operation: five modes, and what leads from one to another.
 
 | from         | what happened                                                              | to              |
 |--------------|----------------------------------------------------------------------------|-----------------|
-| free         | so many refusals in a row that it is no chance                             | ceiling         |
-| ceiling      | the ceiling was raised to all that may be in flight                        | free            |
-| ceiling      | more refusals below the ceiling than chance explains, or with fewer in     |                 |
-|              | flight than the server has borne                                           | trial           |
+| free         | so many refusals in a row, or so large a share, that it is no chance       | ceiling         |
+| free,        | more refusals below the ceiling than chance explains, or again with fewer  |                 |
+| ceiling      | in flight than the server has borne                                        | trial           |
+| ceiling      | it was raised to all that may be in flight, which was borne for a while    | free            |
 | trial        | nothing but chance was refused: it is a rate                               | pace            |
-| trial        | more was refused, and hardly less than in the trial before, which was      |                 |
-|              | faster: chance                                                             | ceiling or pace |
+| trial        | more was refused, and hardly less than when requests were sent faster:     | where it was,   |
+|              | chance                                                                     | or pace         |
 | trial        | more was refused: that pace was too fast                                   | trial, slower   |
 | pace         | more refusals than chance explains                                         | trial           |
-| trial, pace  | refused again and again with as many in flight as the server has ever borne | ceiling         |
+| trial, pace  | refused again and again with as many in flight as the server has ever borne | ceiling        |
 | any          | four refusals, each sent after the one before was heard, nothing taken     | stopped         |
 |              | between; or several rows failed, or the server is out of reach             |                 |
 | stopped      | a probe was taken                                                          | the one before  |
@@ -27,33 +27,27 @@ A *burst* is what was sent before a refusal was heard: its refusals correct the 
 """
 
 import math
-from collections import deque
 from typing import Any
 
+from llmfilter.server.limit.blame import Blame
 from llmfilter.server.limit.ceiling import Ceiling
 from llmfilter.server.limit.chance import MOST as CHANCE_MOST
 from llmfilter.server.limit.chance import Chance
 from llmfilter.server.limit.history import History, Ticket
-from llmfilter.server.limit.pace import FORGET_S, MEANT, TRIAL, TRIAL_UNSURE, Pace
+from llmfilter.server.limit.pace import FORGET_S, MEANT, Pace
 from llmfilter.server.limit.probing import Probing
+from llmfilter.server.limit.silence import Silence
+from llmfilter.server.limit.trial import TRIAL, TRIAL_UNSURE, Trial
 
 FREE, CEILING, TRIAL_MODE, PACE, STOPPED = "free", "ceiling", "trial", "pace", "stopped"
 
 SETTLE_LEAST_S, SETTLE_TIMES = 0.05, 1.5  # of what refusals take: what is not refused by then was taken
 IN_A_ROW = 4  # refusals one after another with nothing taken between: the server takes nothing now
-ALIKE = 0.02  # of what was borne: fewer in flight by so much are as many
-IS_NUMBER, IS_RATE = 0.6, 0.4  # of a score that each refusal moves; they don't meet, so that it does not flap
-SURE_RATE = 0.1  # of the score after a trial: then only several refusals in a row make it a number again
-WEIGHT = 0.25  # of one refusal in that score
-TRIAL_MOST = 400  # requests of a trial
-TRIAL_SLACK = 0.035  # two of 60: more than chance was refused in a trial
 TRIAL_REFUSALS = 5  # so many at once, a larger share than chance can have, end a trial
 NO_BURST = 0.4  # refused since the pace was raised a little: a bucket without burst, which halves what it takes
 FEW_A_MINUTE = 100
-FADES_BY = 50  # answers: what was borne above the ceiling
 LATE_S = 0.02  # what timers lose by firing late may be caught up, no more
 AWAY_ROWS = 5  # failed with no answer in between
-IDLE_MOST_S = 120.0  # a longer time without a request is one in which nobody wanted anything
 
 
 class Judge:
@@ -75,23 +69,18 @@ class Judge:
         self._most_at = self._next_at = -math.inf  # when the next may be sent, by the most and by the pace
         self._has_answered = False
         self._failing: set[Any] = set()  # rows that failed since the last answer
-        self._idle_s = 0.0  # without an answer and without a request under way
-        self._idle_from: float | None = None
+        self._silence = Silence()
         self._forget(now)
 
     def _forget(self, now: float) -> None:
         self.mode = self._mode_before = FREE
-        self._ceiling, self._pace, self._chance = Ceiling(), Pace(), Chance()
+        self._ceiling, self._pace, self._chance, self._blame = Ceiling(), Pace(), Chance(), Blame()
         self._probing = Probing(now, 0, False, False, 0.0, None)
-        self._score = (IS_NUMBER + IS_RATE) / 2
-        self._borne = 0.0  # most in flight that the server took lately
         self._answered_at = now
-        self._answered: deque[Ticket] = deque()  # lately: a refusal may still be heard of one sent before
-        self._borne_from = 0  # by requests from this number on
         self._burst_end = 0  # the first number sent after the last decision
         self._in_a_row, self._taken_at_cut = 0, -2
         self._stopped_at = -math.inf
-        self._trial_share, self._trial_rate = 0.0, 0.0  # of the trial before, which was faster
+        self._trial = Trial(now, 0, 0, math.inf)
         self._start(now)
 
     def _start(self, now: float) -> None:
@@ -120,7 +109,7 @@ class Judge:
 
     def stuck_s(self, now: float) -> float:
         """Return for how long nothing has been answered, but for the time in which a request was under way."""
-        return 0.0 if self._idle_from is None else self._idle_s + min(now - self._idle_from, IDLE_MOST_S)
+        return self._silence.so_far_s(now)
 
     # Sending
 
@@ -131,14 +120,12 @@ class Judge:
         history.sent += 1
         self.in_flight += 1
         self._sent_at = now
-        if self._idle_from is not None:
-            self._idle_s = self.stuck_s(now)
-            self._idle_from = None
+        self._silence.pause(now)
         self._most_at = max(self._most_at, now - LATE_S) + 1 / self._per_s_most
         if self.mode == STOPPED:
             self._probing.sent(now)
         elif self.mode in (TRIAL_MODE, PACE):
-            self._pace.sent(now, ticket.number)
+            self._trial.sent(now, ticket.number)
             self._next_at = max(self._next_at, now - LATE_S) + 1 / self._pace.per_s
         return ticket
 
@@ -149,7 +136,7 @@ class Judge:
         settle_s = self._settle_s()
         if self.mode == STOPPED and self._probing.survived_at(2 * settle_s) <= now:
             self._resume(now)
-        if self.mode == TRIAL_MODE and self._pace.tried_at(settle_s) <= now:
+        if self.mode == TRIAL_MODE and self._trial.over_at(settle_s) <= now:
             self._end_trial(now)
         if self.mode == STOPPED:
             at = min(self._probing.ready_at(now), self._probing.survived_at(2 * settle_s))
@@ -163,7 +150,7 @@ class Judge:
 
     def _full_until(self, now: float, settle_s: float) -> float:
         if self.mode == TRIAL_MODE:
-            return self._pace.tried_at(settle_s)
+            return self._trial.over_at(settle_s)
         at = self._ceiling.probe_at(now, settle_s, self._sent_at, self._answered_at)
         if at > now:
             return at
@@ -178,7 +165,7 @@ class Judge:
             self._next_at -= 1 / pace.per_s
             pace.raise_once(now, number)
             self._next_at += 1 / pace.per_s
-        return max(now, min(self._next_at, pace.tried_at(settle_s)) if self.mode == TRIAL_MODE else self._next_at)
+        return max(now, min(self._next_at, self._trial.over_at(settle_s)) if self.mode == TRIAL_MODE else self._next_at)
 
     def _settle_s(self) -> float:
         return max(SETTLE_LEAST_S, SETTLE_TIMES * self._refusal_s)
@@ -189,7 +176,7 @@ class Judge:
         """Note that the server took a request."""
         self._end(ticket, now)
         self._has_answered = True
-        self._idle_s, self._idle_from = 0.0, None
+        self._silence.end()
         self._failing.clear()
         if self.mode == FREE:
             return
@@ -197,12 +184,7 @@ class Judge:
         self._ceiling.pay()
         if self.mode == CEILING and self._ceiling.most >= self._jobs and self._ceiling.is_proven:
             self.mode, self._ceiling = FREE, Ceiling()
-        self._borne -= max(0.0, self._borne - self._ceiling.sure) / FADES_BY
-        self._answered.append(ticket)
-        while self._answered and self._answered[0].sent_at + self._settle_s() <= now:
-            taken = self._answered.popleft()
-            if taken.number >= self._borne_from:
-                self._borne = max(self._borne, self._history.held(taken) + 1)
+        self._blame.answered(ticket, self._ceiling.sure, self._settle_s(), self._history, now)
         if self.mode == STOPPED and ticket.number >= self._probing.first:
             self._resume(now)
 
@@ -260,67 +242,74 @@ class Judge:
     def _end(self, ticket: Ticket, now: float) -> None:
         self.in_flight -= 1
         if not self.in_flight:
-            self._idle_from = now
+            self._silence.go_on(now)
 
     # The table
 
     def _judge(self, ticket: Ticket, after_s: float | None, now: float) -> None:
-        """Decide what a refusal speaks of: a probe, chance, a number, a rate."""
-        history, chance = self._history, self._chance
-        held, run = history.held(ticket), history.run(ticket.number)
-        is_probe = held >= self._ceiling.sure
+        """Decide what a refusal speaks of, if it is not chance, and act on it."""
+        chance = self._chance
+        held, run = self._history.held(ticket), self._history.run(ticket.number)
+        is_series = not chance.explains_run(run)  # one refusal right after the other
         if self.mode == TRIAL_MODE:
-            first, end = self._pace.first, ticket.number + 1
-            refusals = history.count(first, end)
-            if run >= IN_A_ROW or (refusals >= TRIAL_REFUSALS and refusals > CHANCE_MOST * (end - first)):
+            if run >= IN_A_ROW or self._is_lost(self._trial, ticket):
                 self._slow_down(ticket, held, after_s, now)
-            return
-        is_excess = (self.mode == PACE or not is_probe) and not chance.explains(ticket)
-        if self.mode == PACE:
-            self._weigh(held)
-            if self._score > IS_NUMBER:
+        elif self.mode == PACE:
+            self._blame.weigh(held)
+            is_excess = not chance.explains(ticket)  # of refusals, over a longer time
+            if self._blame.is_number:
                 self._decide()
-                self._ceiling.cut(held, self.in_flight, now)
-                self._back_to_ceiling()
-            elif is_excess or not chance.explains_run(run):
+                self._lower_ceiling(held, now)
+            elif is_series or is_excess:
                 self._slow_down(ticket, held, after_s, now)
-        elif is_probe or not chance.explains_run(run) or (is_excess and chance.stretch > CHANCE_MOST):
+        elif held >= self._ceiling.sure or is_series:  # a probe, or a limit that is new
             self._cut(ticket, held, after_s, now)
-        elif is_excess and (rate := self._measure(ticket, held)):
-            # As many requests as had these refusals: so many again would be chance.
-            share, count = chance.stretch, ticket.number - chance.first.number + 1
-            self._decide()
-            self._try_below(rate, min(max(count, TRIAL_UNSURE), TRIAL_MOST), now)
-            self._trial_share, self._trial_rate = share, rate
-            self._pace.mark(ticket.sent_at, ticket.number)
+        elif not chance.explains(ticket):
+            if chance.stretch > CHANCE_MOST:
+                self._cut(ticket, held, after_s, now)
+            elif rate := self._measure(ticket, held):
+                self._decide()
+                # As many requests as had these refusals: if it is chance, as many of them will be refused.
+                count = max(TRIAL_UNSURE, ticket.number - chance.first.number + 1)
+                self._try_below(rate, count, now, share_before=chance.stretch, rate_before=rate)
+                self._pace.mark(ticket.sent_at, ticket.number)
+
+    def _is_lost(self, trial: Trial, ticket: Ticket) -> bool:
+        """Tell whether a larger share of a trial was refused up to this request than chance can have."""
+        refusals, count = self._history.count(trial.first, ticket.number + 1), ticket.number + 1 - trial.first
+        return refusals >= TRIAL_REFUSALS and refusals > CHANCE_MOST * count
 
     def _cut(self, ticket: Ticket, held: int, after_s: float | None, now: float) -> None:
-        """Lower the ceiling, or find that it is a rate."""
+        """Lower the ceiling, or find that it is a rate, or that nothing is taken at all."""
         self._decide()
-        if self._in_a_row >= IN_A_ROW and not self._is_full(held):
+        if self._is_nothing_taken(held):
             return self._stop(now, after_s=after_s)
         rate = self._measure(ticket, 0)
         if self._in_a_row == 1:
-            self._weigh(held)
+            self._blame.weigh(held)
             self._pace.mark(ticket.sent_at, ticket.number)
-        if self.mode == CEILING and self._score < IS_RATE and rate:
-            self._try_below(rate, TRIAL_UNSURE, now)
-        else:
-            self._ceiling.cut(held, self.in_flight, now)
-            self._back_to_ceiling()
-        return None
+        if self.mode == CEILING and self._blame.is_rate and rate:
+            return self._try_below(rate, TRIAL_UNSURE, now)
+        return self._lower_ceiling(held, now)
 
     def _slow_down(self, ticket: Ticket, held: int, after_s: float | None, now: float) -> None:
-        """Measure the rate anew, or find that it is a number."""
+        """Measure the rate anew, or find that nothing is taken at all."""
         self._decide()
-        if self._in_a_row >= IN_A_ROW and not self._is_full(held):
+        if self._is_nothing_taken(held):
             return self._stop(now, after_s=after_s)
         if rate := self._measure(ticket, 0):
             if self.mode == PACE:
                 rate = max(rate, self._refused_at(ticket))
             self._try_below(rate, TRIAL if self.mode == PACE else TRIAL_UNSURE, now)
-        self._pace.mark(ticket.sent_at, ticket.number)
-        return None
+        return self._pace.mark(ticket.sent_at, ticket.number)
+
+    def _lower_ceiling(self, held: int, now: float) -> None:
+        self._ceiling.cut(held, self.in_flight, now)
+        self._back_to_ceiling()
+
+    def _is_nothing_taken(self, held: int) -> bool:
+        """Tell whether nothing was taken between one decision and the next, again and again, below what was borne."""
+        return self._in_a_row >= IN_A_ROW and not self._blame.is_full(held)
 
     def _refused_at(self, ticket: Ticket) -> float:
         """Return the rate while requests were refused; no more than what was sent without a refusal before."""
@@ -337,53 +326,45 @@ class Judge:
         self._taken_at_cut = taken
         self._burst_end = self._history.sent
 
-    def _weigh(self, held: int) -> None:
-        """Move the score by a refusal; one with nothing in flight counts twice: no ceiling refuses that."""
-        weight = WEIGHT if held else 2 * WEIGHT
-        self._score += weight * (self._is_full(held) - self._score)
-
-    def _is_full(self, held: int) -> bool:
-        """Tell whether so many in flight are as many as the server has borne."""
-        return held > 0 and held + 0.5 >= (1 - ALIKE) * self._borne
-
     def _measure(self, ticket: Ticket, least: int) -> float | None:
         return self._pace.measure(ticket.sent_at, ticket.number, self._history.count, least)
 
-    def _try_below(self, rate: float, count: int, now: float) -> None:
+    def _try_below(
+        self, rate: float, count: int, now: float, share_before: float = 0.0, rate_before: float = 0.0
+    ) -> None:
+        number = self._history.sent
         self.mode = TRIAL_MODE
-        self._trial_share = 0.0
-        self._chance.forgive(self._history.sent)
-        self._pace.try_below(rate, now, self._history.sent, count)
+        self._trial = Trial(now, number, count, rate, share_before, rate_before)
+        self._chance.forgive(number)
+        self._pace.keep_below(rate)
         self._next_at = now + 1 / self._pace.per_s
 
     def _end_trial(self, now: float) -> None:
         """Tell chance from a rate by what was refused below the rate that was measured."""
-        pace, chance, number = self._pace, self._chance, self._history.sent
-        count, share, taken_per_s = pace.outcome(self._history.count)
-        if self._trial_share and share >= self._trial_share / 2:
+        trial, chance, number = self._trial, self._chance, self._history.sent
+        share = trial.share(self._history.count)
+        if trial.shows_chance(share):
             chance.set(share)
-            if self._score >= (IS_NUMBER + IS_RATE) / 2:
+            if self._blame.is_rather_number:
                 self._back_to_ceiling()
             else:
-                self._go_up(self._trial_rate, now)
-        elif share <= chance.share + TRIAL_SLACK:
-            chance.learn(share, count)
-            self._score = min(self._score, SURE_RATE)
-            self._go_up(pace.measured, now)
-        elif pace.is_short:
-            pace.prolong(now, number)
+                self._go_up(trial.rate_before, now)
+        elif trial.shows_rate(share, chance.share):
+            chance.learn(share, trial.count)
+            self._blame.be_sure_of_rate()
+            self._go_up(trial.rate, now)
+        elif trial.is_short:
+            trial.prolong(now, number)
         else:
-            rate_before = pace.measured
             self._decide()
-            self._try_below(max(taken_per_s, rate_before / 2), TRIAL, now)
-            self._trial_share, self._trial_rate = share, rate_before
-            pace.mark(now, number)
+            self._try_below(max(trial.taken_per_s(share), trial.rate / 2), TRIAL, now, share, trial.rate)
+            self._pace.mark(now, number)
 
     def _go_up(self, rate: float, now: float) -> None:
         self.mode = PACE
         self._chance.forgive(self._history.sent)
         self._pace.rise(rate, self._chance.share, now, self._history.sent)
-        self._ceiling.widen(2 * self._borne, now)
+        self._ceiling.widen(2 * self._blame.borne, now)
 
     def _back_to_ceiling(self) -> None:
         self.mode = FREE if self._ceiling.most == math.inf else CEILING
@@ -403,14 +384,14 @@ class Judge:
         (since, before), taken = self._since, self._history.taken
         self.mode = self._mode_before
         self._in_a_row, self._taken_at_cut = 0, -2
-        self._burst_end = self._borne_from = self._history.sent
-        self._borne = 0.0
+        self._burst_end = self._history.sent
+        self._blame.restart(self._history.sent)
         if taken - before >= MEANT:
             self._start(now)
         if self._probing.is_window:
             self._try_below(max(1, taken - before) / (now - since), TRIAL, now)
         elif self.mode in (TRIAL_MODE, PACE):
-            self._try_below(self._pace.measured, TRIAL_UNSURE, now)
+            self._try_below(self._trial.rate, TRIAL_UNSURE, now)
         else:
             self.mode = CEILING
             self._ceiling.restart(self.in_flight, now)

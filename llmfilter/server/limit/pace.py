@@ -10,26 +10,22 @@ from collections.abc import Callable
 MARGIN = 0.98  # of a measured rate: all that is refused below it is chance
 MEANT = 10  # requests that make a measurement
 FORGET_S = 60.0  # the longest window in use
-TRIAL, TRIAL_UNSURE = 60, 20  # requests of a trial: after a good measurement, after another
 STEP, STEP_MOST = 0.02, 0.25  # doubled at each raise
 RAISE_S, RAISE_AFTER = 0.25, 4  # a pace is kept for so long, and for so many requests, before it is raised
 
 
 class Pace:
-    """The rate that the server bears, and the trial that goes on below it.
+    """The rate that the server bears.
 
     per_s: requests a second
-    measured: the rate that it is derived from
     clean: the pace before it was raised last; 0 where it was not
     """
 
     def __init__(self) -> None:
-        self.per_s = self.measured = math.inf
+        self.per_s = math.inf
         self.clean = 0.0
         self._step = STEP
         self._marks: deque[tuple[float, int]] = deque(maxlen=3)
-        self.first, self._end = 0, 0  # requests of the trial
-        self._began_at = self._ended_at = math.inf
         self._raised = 0.0, 0
 
     def mark(self, sent_at: float, number: int) -> None:
@@ -49,38 +45,10 @@ class Pace:
                 return taken / (sent_at - since)
         return None
 
-    def try_below(self, rate: float, now: float, number: int, count: int) -> None:
-        """Keep just below a rate for `count` requests, the next of which has this number."""
-        self.measured = rate
+    def keep_below(self, rate: float) -> None:
+        """Keep just below a rate that was measured."""
         self.per_s = MARGIN * rate
         self.clean = 0.0
-        self.first, self._end = number, number + count
-        self._began_at, self._ended_at = now, math.inf
-
-    def sent(self, now: float, number: int) -> None:
-        """Note when the trial's last request is sent."""
-        if number == self._end:
-            self._ended_at = now
-
-    def tried_at(self, settle_s: float) -> float:
-        """Return when all of the trial's refusals will have been heard; infinity while it is still sent."""
-        return self._ended_at + settle_s
-
-    @property
-    def is_short(self) -> bool:
-        """Tell whether the trial is too small to be judged by more than a few refusals."""
-        return self._end - self.first < TRIAL
-
-    def prolong(self, now: float, number: int) -> None:
-        """Make a short trial a whole one."""
-        self._end = max(number, self.first + TRIAL)
-        self._ended_at = now if self._end == number else math.inf
-
-    def outcome(self, refused: Callable[[int, int], int]) -> tuple[int, float, float]:
-        """Return of the trial: how many requests, the share that was refused, how many a second were taken."""
-        count = self._end - self.first
-        refusals = refused(self.first, self._end)
-        return count, refusals / count, (count - refusals) / (self._ended_at - self._began_at)
 
     def rise(self, rate: float, share: float, now: float, number: int) -> None:
         """Go up from a rate, of which a share is refused by chance."""

@@ -1,4 +1,4 @@
-"""history, ceiling, pace, probing, chance: each idea of the limit alone, as tables."""
+"""history, ceiling, pace, trial, blame, probing, chance: each idea of the limit alone, as tables."""
 
 import itertools
 import math
@@ -6,11 +6,13 @@ import random
 
 import pytest
 
+from llmfilter.server.limit.blame import FADES_BY, Blame
 from llmfilter.server.limit.ceiling import OWED, SILENT_S, Ceiling
 from llmfilter.server.limit.chance import Chance
 from llmfilter.server.limit.history import KEPT, History, Ticket
-from llmfilter.server.limit.pace import MARGIN, TRIAL, TRIAL_UNSURE, Pace
+from llmfilter.server.limit.pace import Pace
 from llmfilter.server.limit.probing import AFTER_MOST_S, AWAY_MOST_S, HANGS_S, Probing
+from llmfilter.server.limit.trial import MOST, SLACK, TRIAL, TRIAL_UNSURE, Trial
 
 SETTLE_S = 0.1
 
@@ -135,26 +137,86 @@ def test_a_rate_is_what_was_taken_between_two_refusals(
     assert pace.measure(10.0, 100, refused(*numbers), 101) is None  # type: ignore[arg-type]
 
 
+# Trial
+
+
 def test_a_trial_is_judged_when_the_refusals_of_its_requests_have_been_heard() -> None:
-    pace = Pace()
-    pace.try_below(100.0, 5.0, 7, TRIAL_UNSURE)
-    assert pace.per_s == 100 * MARGIN
+    trial = Trial(5.0, 7, TRIAL_UNSURE, 100.0)
     for number in range(7, 7 + TRIAL_UNSURE + 1):
-        assert pace.tried_at(SETTLE_S) == math.inf
-        pace.sent(5 + (number - 7) / 98, number)
-    assert pace.tried_at(SETTLE_S) == 5 + TRIAL_UNSURE / 98 + SETTLE_S
-    count, share, taken_per_s = pace.outcome(refused(6, 7, 8, 26, 27))  # type: ignore[arg-type]
-    assert (count, share) == (20, 3 / 20) and taken_per_s == pytest.approx(17 / 20 * 98)
+        assert trial.over_at(SETTLE_S) == math.inf
+        trial.sent(5 + (number - 7) / 98, number)
+    assert trial.over_at(SETTLE_S) == 5 + TRIAL_UNSURE / 98 + SETTLE_S
+    share = trial.share(refused(6, 7, 8, 26, 27))  # type: ignore[arg-type]
+    assert (trial.count, share) == (20, 3 / 20) and trial.taken_per_s(share) == pytest.approx(17 / 20 * 98)
 
 
 def test_a_short_trial_can_be_made_a_whole_one() -> None:
-    pace = Pace()
-    pace.try_below(100.0, 0.0, 0, TRIAL_UNSURE)
-    assert pace.is_short
-    pace.prolong(1.0, 30)
-    assert not pace.is_short and pace.tried_at(0.0) == math.inf
-    pace.sent(2.0, TRIAL)
-    assert pace.tried_at(0.0) == 2.0
+    trial = Trial(0.0, 0, TRIAL_UNSURE, 100.0)
+    assert trial.is_short
+    trial.prolong(1.0, 30)
+    assert not trial.is_short and trial.over_at(0.0) == math.inf
+    trial.sent(2.0, TRIAL)
+    assert trial.over_at(0.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("share", "share_before", "chance", "shows"),
+    [
+        (0.0, 0.0, 0.0, "rate"),
+        (SLACK, 0.0, 0.0, "rate"),
+        (SLACK + 0.01, 0.0, 0.0, "neither"),
+        (SLACK + 0.01, 0.0, 0.01, "rate"),
+        (0.2, 0.0, 0.0, "neither"),
+        (0.05, 0.1, 0.0, "chance"),
+        (0.04, 0.1, 0.0, "neither"),
+        (0.0, 0.1, 0.0, "rate"),
+    ],
+)
+def test_a_trial_shows_chance_where_hardly_less_is_refused_than_before_and_a_rate_where_nothing_else_is(
+    share: float, share_before: float, chance: float, shows: str
+) -> None:
+    trial = Trial(0.0, 0, 10 * MOST, 10.0, share_before, 12.0)
+    assert trial.count == MOST
+    found = "chance" if trial.shows_chance(share) else "rate" if trial.shows_rate(share, chance) else "neither"
+    assert found == shows
+
+
+# Blame
+
+
+def test_refusals_with_as_many_in_flight_as_were_borne_speak_of_a_number_and_others_of_a_rate() -> None:
+    blame, history = Blame(), History()
+    assert not blame.is_number and not blame.is_rate and blame.is_rather_number
+    blame.answered(ticket(0, ahead=7), math.inf, SETTLE_S, history, 0.0)
+    assert blame.borne == 0  # a refusal of one that was sent before may still be heard
+    blame.answered(ticket(1, ahead=3, sent_at=1.0), math.inf, SETTLE_S, history, 1.0)
+    assert blame.borne == 8
+    assert [blame.is_full(held) for held in (0, 7, 8, 9)] == [False, False, True, True]
+    blame.weigh(8)
+    blame.weigh(8)
+    assert blame.is_number and blame.is_rather_number
+    for _ in range(3):
+        blame.weigh(2)
+    assert blame.is_rate and not blame.is_rather_number
+
+
+def test_with_nothing_in_flight_one_refusal_is_enough() -> None:
+    blame = Blame()
+    blame.weigh(0)
+    assert blame.is_rate
+
+
+def test_what_was_borne_above_the_ceiling_fades_and_an_outage_ends_it() -> None:
+    blame, history = Blame(), History()
+    blame.answered(ticket(0, ahead=99), math.inf, 0.0, history, 1.0)
+    blame.answered(ticket(1), 50.0, 0.0, history, 1.0)
+    assert blame.borne == 100 - 50 / FADES_BY
+    blame.restart(5)
+    blame.answered(ticket(4, ahead=99), 50.0, 0.0, history, 1.0)
+    assert blame.borne == 0
+
+
+# Pace: up and up
 
 
 def test_a_pace_goes_up_from_what_chance_leaves_in_steps_that_double() -> None:

@@ -9,13 +9,14 @@ import pytest
 from simulated import Bucket, Case, Fixed, Outcome, Slots, drive, log_normal, oracle_s, run
 
 from llmfilter.server.limit.history import Ticket
-from llmfilter.server.limit.judge import AWAY_ROWS, IDLE_MOST_S, IN_A_ROW, Judge
+from llmfilter.server.limit.judge import AWAY_ROWS, IN_A_ROW, Judge
+from llmfilter.server.limit.silence import IDLE_MOST_S
 from llmfilter.server.limit.turns import Limit
 
 SHORT, TINY = log_normal(0.3), log_normal(0.05)
 # The judge's table; a trial that is followed by a slower one is no change of mode.
 ARROWS = {
-    "free ceiling", "ceiling free", "ceiling trial", "trial pace", "trial ceiling", "pace trial", "pace ceiling",
+    "free ceiling", "free trial", "ceiling free", "ceiling trial", "trial pace", "trial ceiling", "trial free", "pace trial", "pace ceiling",
     *(f"{mode} stopped" for mode in ("free", "ceiling", "trial", "pace")),
     *(f"stopped {mode}" for mode in ("free", "ceiling", "trial", "pace")),
 }  # fmt: skip
@@ -56,13 +57,17 @@ def path_of(case: Case) -> list[str]:
         (Case("no limit", list, 64, 500, SHORT), "free", ()),
         (Case("as many as -j", lambda: [Slots(16)], 16, 500, SHORT), "free", ()),
         (Case("so many at a time", lambda: [Slots(8)], 64, 500, SHORT), "free ceiling", ()),
+        (Case("all but one", lambda: [Slots(2)], 3, 300, SHORT), "free ceiling", ()),
+        (Case("one of two", lambda: [Slots(1)], 2, 200, log_normal(0.02)), "free ceiling", ()),
+        (Case("a rate that is asked for slowly", lambda: [Bucket(8, 4)], 32, 400, SHORT, per_s_most=10), "free trial pace", ()),
         (Case("so many a second", lambda: [Bucket(50, 10)], 64, 1500, SHORT), "free ceiling trial pace trial pace", ()),
         (Case("few a minute", lambda: [Fixed(20, 60.0)], 16, 150, SHORT), "free ceiling", ("stopped trial",)),
         (Case("429 first", list, 64, 1000, SHORT, outage=(0, 5), is_reset=False), "free ceiling stopped ceiling free", ()),
         (Case("429 between", list, 64, 3000, SHORT, outage=(5, 15), is_reset=False), "free ceiling", ("ceiling stopped", "stopped ceiling")),
         (Case("gone between", list, 64, 3000, SHORT, outage=(5, 15)), "free stopped ceiling free", ()),
         (Case("a rate, gone between", lambda: [Bucket(50, 10)], 64, 1500, SHORT, outage=(5, 15)), "free ceiling trial pace", ("stopped trial",)),
-        (Case("chance", list, 64, 6000, SHORT, chance=0.2), "free ceiling trial ceiling", ()),
+        (Case("much chance", list, 64, 6000, SHORT, chance=0.2), "free ceiling trial ceiling", ()),
+        (Case("chance", list, 16, 3000, SHORT, chance=0.05), "free trial", ("trial free",)),
         (Case("chance and a number", lambda: [Slots(8)], 64, 2000, SHORT, chance=0.05), "free ceiling", ("ceiling trial", "trial ceiling")),
     ],
     ids=lambda each: each.name if isinstance(each, Case) else "",

@@ -6,7 +6,7 @@ FIRST_S = 0.1
 MOST_S = 2.5  # at first, then a share of the time stopped: back late by as much at most
 MOST_SHARE, LONGEST_S = 1 / 15, 30.0
 AWAY_MOST_S = 3.0  # a refused connection costs nobody anything
-WINDOW_MOST_S = 15.0  # a quarter of the usual window
+WINDOW_MOST_S = 10.0  # a sixth of the usual window
 AFTER_MOST_S = 60.0  # the longest window in use: a longer Retry-After may be about the one row
 HANGS_S = 3.0  # a server that was away may still hang: another probe
 

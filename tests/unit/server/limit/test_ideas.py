@@ -243,7 +243,7 @@ def test_a_pace_goes_up_from_what_chance_leaves_in_steps_that_double() -> None:
     ("is_away", "is_window", "pauses"),
     [
         (False, False, [0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 2.5]),
-        (False, True, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0]),
+        (False, True, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]),
         (True, False, [0.1, 0.2, 0.4, 0.8, 1.6, AWAY_MOST_S, AWAY_MOST_S]),
     ],
 )

@@ -61,8 +61,7 @@ async def run(args: Namespace) -> int:
     def end_at_once() -> None:
         write_stats(stats_file, run.stats)
         if is_writable(STDERR):
-            for line in last_words(pipeline, mode, run)[:1]:
-                screen.say_last(line)
+            screen.say_last(*last_words(pipeline, mode, run)[:1])
 
     signals = Signals(run, pipeline.snapshot, progress, end_at_once)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: pipeline.crash(context))
@@ -73,8 +72,7 @@ async def run(args: Namespace) -> int:
         progress.close()
     write_stats(stats_file, run.stats)
     await reader_ends(screen, run.ending)
-    for line in last_words(pipeline, mode, run):
-        screen.say_last(line)
+    screen.say_last(*last_words(pipeline, mode, run))
     if screen.is_shown and not mode.report():
         screen.say(*summary(run.stats))
     return signals.status or status_of(run, is_whole=pipeline.snapshot().first_unfinished is None)

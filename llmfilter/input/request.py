@@ -145,7 +145,7 @@ class Prompt:
         messages = parse_messages(record)
         start = int(self._system is not None and messages[0].get("role") in _SYSTEM_ROLES)
         if start == len(messages):
-            raise RowError("template", "the record's `messages` are a system turn only, whose place -s takes")
+            raise RowError("template", "the record's `messages` has only a system turn, which -s replaces")
         if messages[-1].get("role") == "assistant":
             self.notices.add(
                 "assistant",

@@ -116,13 +116,13 @@ class Screen:
             lines = b"".join(plain_line(message, self._name) for message in messages)
             self._terminal.write(CLEAR + lines if self._may_have_bar else lines)
 
-    def say_last(self, message: str) -> None:
-        """Say a plain line on stderr, and where else the user looks."""
-        if self.is_shown:
-            self.say(message)
+    def say_last(self, *messages: str) -> None:
+        """Say plain lines on stderr, and where else the user looks: in one piece, since a neighbour may speak too."""
+        if self.is_shown and messages:
+            self.say(*messages)
         if not (self._is_stderr and self.is_shown):
             with suppress(OSError):  # nobody listens; the exit status tells
-                self._write(plain_line(message))
+                self._write(b"".join(map(plain_line, messages)))
 
     def reader(self) -> int | None:
         """Return a descriptor that becomes readable when the program ends that shows our stdout; None if none does."""
@@ -152,7 +152,7 @@ def make_screen(args: Namespace, environ: Mapping[str, str], write: Write) -> Sc
 
 
 def find_place() -> int:
-    """Return how manieth of the llmfilters in our pipe we are; 0 where there are no others."""
+    """Return which of the llmfilters in our pipe we are, counted from 1; 0 where there are no others."""
     if not any(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in (_STDIN, _STDOUT)):
         return 0
     others = [pid for pid in neighbours() or [] if is_llmfilter(pid)]

@@ -22,8 +22,8 @@ goes to stdout with the parsed answer merged into it; what failed goes to stderr
 # The declaration: an option with a word behind its name takes a value; one without is a switch.
 OPTIONS = """\
 prompt:
-  -p, --prompt FILE        user prompt; {field} is filled from each record (default: none, the
-                           record carries its own `messages`)
+  -p, --prompt FILE        user prompt, or the prompt itself where it has a {; {field} is filled
+                           from each record (default: the record's own `messages`)
   -s, --system TEXT        system prompt, or @FILE to read it from a file; may hold {field}s too
       --image FIELD        send a picture behind the text: FIELD holds its path or URL, or a
                            list of these
@@ -40,7 +40,8 @@ server:
                            from $OPENAI_API_KEY; a server on this machine needs none
 
 answers:
-      --schema FILE        JSON Schema of the answers: asked of the server, and checked here
+      --schema FILE        JSON Schema of the answers, or the schema itself: asked of the server,
+                           and checked here
   -f, --fields A,B         keep only these keys of the answer; all must be there
       --as KEY             put the answer under KEY (default: merge it)
       --text               plain-text answers, under --as (default: answer)
@@ -57,7 +58,7 @@ run:
       --timeout SECONDS    for one whole attempt (default: 600)
       --stream             receive each answer piece by piece: for answers that take longer than
                            a proxy waits
-      --rpm N              requests a minute, at most (default: what the server bears)
+      --rpm N              requests a minute, at most (default: what the server takes)
       --price IN,OUT[,CACHED]
                            money for a million prompt, completion and cached prompt tokens: the
                            run then tells its cost
@@ -68,7 +69,8 @@ run:
       --no-cache           look nothing up and store nothing
 
 other:
-  -n, --dry-run            print each request body; send nothing, need no key
+  -n, --dry-run            print each request body, and count what there is to ask; send nothing,
+                           need no key
       --to-batch           print the requests that the cache can't answer as lines for a Batch
                            API, each once; send nothing, need no key
       --from-batch         read a Batch API's result lines, and put the answers into the cache

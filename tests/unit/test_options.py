@@ -68,8 +68,9 @@ def test_what_others_call_it_is_said_in_our_words(typed: str, way: str) -> None:
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="-="), min_size=8))
 def test_the_value_of_an_unknown_option_is_never_repeated(value: str) -> None:
+    value = f"|{value}|"  # no message holds such a text of its own accord
     for arguments in (["--api-key", value], [f"--nope={value}"], ["--nope", value, "--nor"]):
-        assert value not in complaint(*arguments).replace("unrecognized option", "")
+        assert value not in complaint(*arguments)
 
 
 @pytest.mark.parametrize("option", ["-p", "-m", "-u", "--schema", "--stats"])

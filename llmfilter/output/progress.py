@@ -79,25 +79,22 @@ class Progress:
         return f"cost {money(stats.price.cost(stats.billed))}" if stats.price else f"{short(stats.billed.total)} tokens"
 
     def _running(self, now: Snapshot) -> list[str]:
-        stats, fraction = self._stats, self._fraction(now)
+        stats, is_waiting = self._stats, now.under_way.waits_s >= WAITS_S  # then the speed tells nothing
         then, rows, taken = self._samples[0]
         seconds = max(stats.seconds - then, 0.001)
         rate = (self._done - rows) / seconds
         said = [counted(self._done, "row")]
-        if fraction is not None and self._total_bytes:
-            said.append(f"{fraction:.0%}")
-            speed = (now.bytes_done - taken) / seconds
-            if speed > 0 and fraction < 1:
-                left_s = (self._total_bytes - now.bytes_done) / speed
-                said.append(f"{duration(left_s)} left")
+        if is_waiting:
+            said += [*self._ahead(now, 0), "waiting for the server"]
+        else:
+            said += self._ahead(now, (now.bytes_done - taken) / seconds)
         if stats.price:
             said.append(self._spent())
         if stats.failed:
             said.append(f"{stats.failed:,} failed")
-        said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
-        said.append(
-            f"{now.under_way.at_server:,} in flight" if now.under_way.waits_s < WAITS_S else "waiting for the server"
-        )
+        if not is_waiting:
+            said.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
+            said.append(f"{now.under_way.at_server:,} in flight")
         if now.under_way.limit:
             said.append(f"limit {now.under_way.limit}")
         if stats.cached:
@@ -105,6 +102,14 @@ class Progress:
         if not stats.price:
             said.append(self._spent())
         return said
+
+    def _ahead(self, now: Snapshot, bytes_per_s: float) -> list[str]:
+        """Return which share of the input is done, and how long the rest takes; nothing where its size is unknown."""
+        fraction = self._fraction(now)
+        if fraction is None or not self._total_bytes:
+            return []
+        left = [f"{duration((self._total_bytes - now.bytes_done) / bytes_per_s)} left"] if bytes_per_s > 0 else []
+        return [f"{fraction:.0%}", *(left if fraction < 1 else [])]
 
     def line(self) -> str:
         """Return all of it, for SIGUSR1."""

@@ -1,5 +1,6 @@
 """progress: numbers for people."""
 
+import asyncio
 import time
 from collections import Counter
 
@@ -7,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmfilter.output.progress import summary
-from llmfilter.stats import Price, Stats, Usage
+from llmfilter.output.progress import Progress, summary
+from llmfilter.output.screen import Screen
+from llmfilter.stats import Price, Snapshot, Stats, UnderWay, Usage
 from llmfilter.words import counted, duration, money, short
 
 
@@ -69,6 +71,24 @@ def test_one_is_singular(number: int, shown: str) -> None:
 )
 def test_money_is_shown_to_the_cent_or_to_what_is_there(amount: float, shown: str) -> None:
     assert money(amount) == shown
+
+
+@pytest.mark.parametrize(
+    ("waits_s", "said"),
+    [
+        (0.5, ["50 rows", "50%", "2:38:20 left", "2 failed", "0.0 rows/s", "8 in flight", "730 tokens"]),
+        (1.5, ["50 rows", "50%", "waiting for the server", "2 failed", "730 tokens"]),
+    ],
+)
+def test_while_the_server_is_away_the_bar_says_so_and_no_speed(waits_s: float, said: list[str]) -> None:
+    async def segments() -> list[str]:
+        stats, now = Stats(), Snapshot(0, False, False, 1, UnderWay())
+        progress = Progress(stats, lambda: now, 1000, Screen(lambda data: None, None, False, False))
+        stats.started_at -= 9500
+        stats.asked, stats.by_kind["http"], stats.billed = 48, 2, Usage(700, 30)
+        return progress.segments(Snapshot(500, False, False, 51, UnderWay(8, 51, 8, waits_s=waits_s)))
+
+    assert asyncio.run(segments()) == said
 
 
 def test_with_a_price_or_a_server_s_cache_a_summary_says_so_first() -> None:

@@ -153,7 +153,7 @@ def classify_proxy(status: int, reason: str) -> Retryable | RunError:
     message = printable(f"HTTP {status} {reason}")
     if status in (401, 407):
         return _end("the proxy", message, _CHECK_PROXY)
-    return Retryable("network", f"the proxy does not connect to the server: {message}")
+    return Retryable("network", f"the proxy does not connect to the server: {message}", is_unreachable=True)
 
 
 def _end(who: str, message: str, advice: str) -> RunError:

@@ -106,9 +106,7 @@ class Conversation:
         return completion
 
     def _reject(self, fault: RowError) -> RowError:
-        fault = self._client.clean(fault)
-        self._hopeless.reject(fault)
-        return fault
+        return self._hopeless.reject(self._client.clean(fault))
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
         """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""

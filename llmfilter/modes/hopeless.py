@@ -16,6 +16,7 @@ from llmfilter.words import printable
 
 REJECTED_MOST = 32  # rows that fail before any success: all the others would, too
 LATE_MOST = 8  # rows given up at a time limit, each after a long wait, which was most likely billed
+CUT_OFF_MOST = 2  # rows whose connection always broke: one alone may be what breaks it
 FOREIGN_MOST = 3  # answers that are no completions: each of them may have been billed
 UNUSABLE = ("unparsable", "invalid", "truncated")
 _SHOWN = 200  # characters of a fault
@@ -40,7 +41,7 @@ class Hopeless:
         self._fields = {"model", *fields}
         self._has_answered = False  # if only with an answer of no use
         self._has_spoken = False  # if only in an error
-        self._rejected = self._late = 0
+        self._rejected = self._late = self._cut_off = 0
         self._foreign = 0
         self._unusable: list[RowError] = []
         self._unsent = 0
@@ -77,16 +78,22 @@ class Hopeless:
             if len(self._unusable) >= REJECTED_MOST:
                 raise RunError(f"none of the first {REJECTED_MOST} answers can be used: {common(self._unusable)}")
 
-    def reject(self, fault: RowError) -> None:
-        """Note that a row has failed for good; raise RunError if all of them would."""
+    def reject(self, fault: RowError) -> RowError:
+        """Note that a row has failed for good; raise RunError if all of them would.
+
+        Return the row's error, with the way out where nothing was ever heard of the server.
+        """
         if self._is_proven:
-            return
+            return fault
         if isinstance(fault, Retryable) and fault.is_late:
             self._late += 1
             if self._late >= LATE_MOST:
                 raise RunError(f"the first {LATE_MOST} rows all ended at a time limit, the last with {fault.message}")
         elif isinstance(fault, Retryable) and fault.kind == "network" and not self._has_spoken:
-            raise RunError(f"the server can't be reached: {fault.message}: {fault.advice}")
+            self._cut_off += 1
+            fault = fault.but(message=f"{fault.message}: {fault.advice}")
+            if fault.is_unreachable or self._cut_off >= CUT_OFF_MOST:
+                raise RunError(f"the server can't be reached: {fault.message}")
         if isinstance(fault, ModelMissing):
             raise RunError(f"the server has no such model ({fault.message}): check -m and -u")
         if fault.kind == "http" and fault.status and (fault.status < 500 or fault.status in NEVER):
@@ -96,6 +103,7 @@ class Hopeless:
             self._rejected += 1
             if self._rejected >= REJECTED_MOST:
                 raise RunError(f"the server refused the first {REJECTED_MOST} rows, the last with {fault.message}")
+        return fault
 
     def reject_unsent(self, fault: RowError) -> None:
         """Note that no request could be made of a row; raise RunError if that holds for all."""

@@ -43,7 +43,7 @@ def classify(error: BaseException) -> Retryable | RunError:
         what = re.split("[:'\"\n]", error.message)[0]  # behind it aiohttp quotes the server
         return Retryable("network", f"the answer is not valid HTTP: {printable(what)}")
     if isinstance(error, TimeoutError):
-        return Retryable("network", f"cannot connect within {CONNECT_S:g} s")
+        return Retryable("network", f"cannot connect within {CONNECT_S:g} s", is_unreachable=True)
     words = _words(error) if isinstance(error, OSError) else str(error)
     return _broken(printable(f"the connection broke: {words or type(error).__name__}"))
 
@@ -60,7 +60,7 @@ def _classify_connect(error: aiohttp.ClientConnectorError) -> Retryable | RunErr
     words = printable(f"cannot connect to {'the proxy ' if is_proxy else ''}{error.host}:{error.port}:") + " "
     if isinstance(fault, ssl.SSLCertVerificationError):
         why = f"{words}its certificate: {printable(fault.verify_message)}"
-        return Retryable("network", why, advice=_advice(fault) or CHECK_URL)
+        return Retryable("network", why, is_unreachable=True, advice=_advice(fault) or CHECK_URL)
     if isinstance(fault, ssl.SSLError) and fault.reason in _NO_TLS:  # it will speak none the next time either
         return RunError(f"the server can't be reached: {words}it does not speak TLS: give http://, not https://")
     return Retryable("network", f"{words}{printable(_words(fault))}", is_unreachable=True)

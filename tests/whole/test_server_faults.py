@@ -173,13 +173,14 @@ def test_a_server_that_does_not_wait_for_a_request_is_told(greeting: bytes, prog
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def greet() -> None:
-            with listener.accept()[0] as connection:
-                connection.sendall(greeting)
+            for _ in range(2):
+                with listener.accept()[0] as connection:
+                    connection.sendall(greeting)
 
         thread = threading.Thread(target=greet)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        run = program.run(*ASK, "-r", "0", "-u", url, input=rows([1]))
+        run = program.run(*ASK, "-r", "0", "-u", url, input=rows([1, 2]))
         thread.join()
     assert run.status == 3
     assert len(run.said) == 1 and "can't be reached" in run.said[0]

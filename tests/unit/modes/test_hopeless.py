@@ -9,8 +9,9 @@ from llmfilter.errors import LATE_S, Faulty, Retryable, RowError, RunError
 from llmfilter.modes.hopeless import LATE_MOST, REJECTED_MOST, Hopeless
 from llmfilter.stats import Stats, Usage
 
-Event = Callable[[Hopeless, Stats], None]
-NETWORK = Retryable("network", "connection refused")
+Event = Callable[[Hopeless, Stats], object]
+NETWORK = Retryable("network", "connection refused", is_unreachable=True)
+DROPPED = Retryable("network", "it broke", is_dropped=True)
 LATE = Retryable("network", "the connection broke", overdue_s=LATE_S)
 REFUSED = RowError("http", "HTTP 400: no", status=400)
 
@@ -76,6 +77,9 @@ def end_of(events: list[Event]) -> str | None:
     [
         ([reject(NETWORK)], "can't be reached: connection refused"),
         ([hear(NETWORK), reject(NETWORK)], "can't be reached"),
+        ([reject(DROPPED)], None),  # the row may be what breaks it
+        ([reject(DROPPED)] * 2, "can't be reached: it broke"),
+        ([hear(RowError("http", "busy", status=500)), *[reject(DROPPED)] * 2], None),
         ([hear(RowError("http", "busy", status=500)), reject(NETWORK)], None),
         ([succeed, reject(NETWORK)], None),
         ([replay, reject(NETWORK)], None),

@@ -190,7 +190,7 @@ class Ask:
             shown = printable(key, _KEY_MOST)
             if whose == "record":
                 what = f"the answer has replaced the record's {shown!r}"
-                way = "--as KEY keeps both, -f A,B takes only these keys of the answer"
+                way = "--as KEY with a new KEY keeps both, -f A,B takes only these keys of the answer"
             else:
                 what, way = f"--response has replaced the answer's {shown!r}", "give it another KEY"
             self._run.output.say(f"line {line}: {what}: {way}; --stats counts such rows")

@@ -81,7 +81,7 @@ class Conversation:
                 if wait_s is None or is_foreign:
                     raise self._reject(unusable or fault) from None
             except RowError as fault:
-                if isinstance(fault, Incomplete):
+                if isinstance(fault, Incomplete) and not isinstance(unusable, Incomplete):
                     await self._plan.cache.put(request.key, pack(request.key, completion))
                 self._hopeless.hear_unusable(fault)
                 if not reasks_left or fault.kind not in _REASKED or self._client.ending.has_begun:

@@ -216,6 +216,16 @@ def test_a_typo_in_fields_is_paid_once(program: Programs, server: Server) -> Non
     assert not server.requests, "an object is an answer, whatever -f says"
 
 
+def test_an_answer_without_a_field_is_kept_and_not_what_the_model_says_to_that(
+    program: Programs, server: Server
+) -> None:
+    server.answer = lambda request: completion({"label": 1} if len(request.json["messages"]) == 1 else {"sorry": 1})
+    assert len(program.run(*ASK, "-f", "lable", input=rows(range(3))).errors) == 3
+    server.requests.clear()
+    assert [row["label"] for row in program.run(*ASK, "-f", "label", input=rows(range(3))).rows] == [1, 1, 1]
+    assert not server.requests
+
+
 def test_one_token_that_was_asked_for_is_whole(program: Programs, server: Server) -> None:
     server.answer = lambda request: completion("Yes", finish_reason="length")
     ask = [*ASK, "--text", "-o", "max_tokens=1", "--response", "r"]

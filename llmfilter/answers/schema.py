@@ -33,6 +33,8 @@ JUDGEMENTS_MOST = 1000  # of one value: an answer is judged in milliseconds then
 FAULTS_MOST = 5  # told of one answer
 _LEVELS_MOST = 10  # references may go round in circles
 _SHOWN = 500  # characters of a fault: it goes into the error line and, with re-asking, to the model
+# For those who give an example of an answer.
+_LIKE = '{"type": "object", "properties": {"label": {"type": "string"}}, "required": ["label"]}'
 
 
 class Schema:
@@ -68,7 +70,9 @@ class Schema:
                 "(like 1e400) or text that is not Unicode"
             ) from None
         if not KEYWORDS & self.document.keys():
-            raise UsageError(f"{named}: it checks nothing, since it holds no keyword like properties; leave it out?")
+            raise UsageError(
+                f"{named}: it checks nothing, since it has no keyword like properties; a schema is like {_LIKE}"
+            )
         if not takes_object(self.document, self.document):
             hint = _wrapping(self.document, source)
             raise UsageError(f"{named}: no JSON object satisfies it, and answers are objects{hint}")

@@ -145,7 +145,7 @@ def describe_unknown(arguments: str, known: Collection[str]) -> str:
     typed = arguments.partition(" ")[0].partition("=")[0]
     if not typed.startswith(("-", "–", "—")):  # some editors make dashes of two hyphens
         shown = f" {typed}" if re.fullmatch(r"[\w./-]+\.\w{1,8}", typed) else ""
-        return f"unrecognized argument{shown}: records come on stdin, like < data.jsonl"
+        return f"unrecognized argument{shown}: records come on stdin, like < data.jsonl, the prompt with -p"
     name = typed.replace("_", "-")
     way = next((f": {way}" for names, way in _WAYS.items() if name in names.split()), "")
     hint = way or did_you_mean(name, known) or "; a field of the request is given like -o max_tokens=500"

@@ -134,7 +134,7 @@ class Client:
                     f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
                     "give the same command again after that"
                 )
-        if self.limit.stuck_s >= SAID_AFTER_S and (fault.is_refusal or self.limit.is_away):
+        if self.limit.stuck_s >= SAID_AFTER_S and not is_own and (fault.is_refusal or self.limit.is_away):
             self._say_waiting(fault)
         if self.limit.stuck_s >= LIMIT_S:
             self.is_hopeless = True

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -132,6 +133,12 @@ _WAYS = {
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return HELP
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        try:
+            os.write(1, message.encode())  # at once: what is left in a buffer fails too late to be told
+        except OSError as error:
+            raise UsageError(f"stdout can't be written: {error.strerror}") from None
 
     def error(self, message: str) -> NoReturn:
         what, _, arguments = message.partition(": ")

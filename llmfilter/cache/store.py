@@ -40,10 +40,9 @@ def open_cache(args: Namespace, environ: Mapping[str, str]) -> "NoCache":
     named = args.cache or environ.get("LLMFILTER_CACHE")
     try:
         folder = cache_folder(named, environ)
-        # A folder that is a file, or that can't be looked into, is refused as by the ordinary run.
-        if (args.dry_run or args.to_batch) and (not folder.exists() or not (folder / "data.mdb").exists()):
-            if folder.exists() and not folder.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if (args.dry_run or args.to_batch) and not (folder / "data.mdb").exists():
             return NoCache()
         return Cache(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home to be found, or a loop of links

@@ -31,7 +31,10 @@ class Overlong(bytes):
 
 
 class Splitter:
-    """Chunks of any size → lines without their newline; holds one line at most."""
+    """Chunks of any size → lines without their newline, and without a BOM before them; holds one line at most.
+
+    Each file of `cat a b` may begin with one, and JSON never does.
+    """
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []  # of the line that has not ended yet
@@ -48,6 +51,8 @@ class Splitter:
         if len(lines) == 1:
             return []
         last = lines.pop()
+        if BOM in chunk:
+            lines = [line.removeprefix(BOM) for line in lines]
         lines[:1] = self._join()
         self._parts, self._size = [last] if last else [], len(last)
         return lines
@@ -59,7 +64,7 @@ class Splitter:
     def _join(self) -> list[bytes]:
         if self._size > LINE_BYTES_MAX:
             return [Overlong(_beginning(self._parts))]
-        return [b"".join(self._parts)]
+        return [b"".join(self._parts).removeprefix(BOM)]
 
 
 def _beginning(parts: list[bytes]) -> bytes:
@@ -145,8 +150,6 @@ class Reader:
                 lines = self._splitter.flush()
         if not lines:
             raise StopAsyncIteration
-        if not self.lines_read and not isinstance(lines[0], Overlong):
-            lines[0] = lines[0].removeprefix(BOM)
         self._block_lines, self._block_bytes = len(lines), size
         self.lines_read += self._block_lines
         self.bytes_read += self._block_bytes

@@ -44,10 +44,11 @@ def test_empty_lines_count_in_line_numbers(program: Programs) -> None:
     assert [error["line"] for error in run.errors] == [3, 6]
 
 
-def test_a_mark_at_the_beginning_of_another_line_is_that_row_s_fault(program: Programs) -> None:
-    run = program.run(*ASK, input=rows(range(1)) + b"\xef\xbb\xbf" + rows(range(1)))
-    assert run.rows == ANSWERS[:1]
-    assert [(error["line"], error["error"]) for error in run.errors] == [(2, "input")]
+def test_each_of_several_files_may_begin_with_a_mark(program: Programs) -> None:
+    for name in ("a", "b"):
+        program.write(name, b"\xef\xbb\xbf" + rows(range(1)))
+    run = program.run(*ASK, shell='cat a b | "$@"')
+    assert (run.status, run.rows, run.stderr) == (0, ANSWERS[:1] * 2, b"")
 
 
 # What stdin may be.

@@ -497,11 +497,13 @@ def test_no_bar_and_no_control_code(
 def test_no_color_means_no_colour(program: Programs, server: Server, open_terminal: Callable[[], Terminal]) -> None:
     server.hold()
     program.write("data.jsonl", rows(range(3)))
-    plain, painted = open_terminal(), open_terminal()
+    plain, painted, empty = open_terminal(), open_terminal(), open_terminal()
     start(program, plain, shell=f"{ON_TERMINAL} < data.jsonl", NO_COLOR="1")
     start(program, painted, shell=f"{ON_TERMINAL} < data.jsonl")
+    start(program, empty, shell=f"{ON_TERMINAL} < data.jsonl", NO_COLOR="")  # no-color.org: not an empty string
     assert not COLOUR.search(plain.wait(BAR).raw)
     assert COLOUR.search(painted.wait(BAR).raw)
+    assert COLOUR.search(empty.wait(BAR).raw)
 
 
 # The end

@@ -349,6 +349,21 @@ def test_help_and_version_need_nothing_else(program: Programs, command: list[str
         assert text in run.stdout
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_can_not_be_written_is_an_error(program: Programs, option: str) -> None:
+    run = program.run(option, shell='exec "$@" > /dev/full')
+    assert (run.status, run.said) == (2, ["llmfilter: stdout can't be written: No space left on device"])
+
+
+@pytest.mark.parametrize("more", [[], ["-n"], ["--to-batch"]])
+def test_a_cache_that_is_a_file_is_refused(program: Programs, server: Server, more: list[str]) -> None:
+    program.write("file", b"mine")
+    run = program.run(*ASK, "--cache", "file", *more, input=rows([1]))
+    assert (run.status, run.stdout, server.requests) == (2, b"", [])
+    assert "the cache file can't be opened (Not a directory): give another folder" in run.said[0]
+    assert (program.folder / "file").read_bytes() == b"mine"
+
+
 # What is said once at the start.
 
 

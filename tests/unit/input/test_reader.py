@@ -15,6 +15,7 @@ from llmfilter.input.reader import BOM, LINE_BYTES_MAX, SHOWN_BYTES, Overlong, R
 from llmfilter.input.records import parse_record
 
 MIB = b"x" * (1 << 20)
+PARTS = [BOM[:1], BOM[1:], BOM]
 
 
 def split(chunks: Iterable[bytes]) -> list[bytes]:
@@ -26,12 +27,14 @@ def split(chunks: Iterable[bytes]) -> list[bytes]:
 def lines_of(data: bytes) -> list[bytes]:
     """What is to come out: a last line counts even without its newline."""
     lines = data.split(b"\n")
-    return lines if lines[-1] else lines[:-1]
+    return [line.removeprefix(BOM) for line in (lines if lines[-1] else lines[:-1])]
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.sampled_from([b"\n", b"\r\n", b"a", b"\x00", b"\xff", b" "])).map(b"".join)))
+@given(st.lists(st.lists(st.sampled_from([b"\n", b"\r\n", b"a", b"\x00", b"\xff", b" ", *PARTS])).map(b"".join)))
 @example([])
+@example([b"a\n", *PARTS, b"b\n"])
+@example([BOM + b"a\n" + BOM, b"b", BOM])
 @example([b"\n"])
 @example([b"", b"a", b"", b"\n", b"b"])
 def test_any_chunks_give_the_lines_of_the_whole(chunks: list[bytes]) -> None:
@@ -91,7 +94,7 @@ def test_a_descriptors_lines_are_all_handed_out_and_counted(chunks: list[bytes])
             os.close(reading)
         data = b"".join(chunks)
         wanted = lines_of(data)
-        assert lines == [line.removeprefix(BOM) for line in wanted[:1]] + wanted[1:]
+        assert lines == wanted
         assert (rows.bytes_read, rows.ended) == (len(data), True)
 
     asyncio.run(main())

@@ -25,6 +25,8 @@ _NETWORK = {
 KEY_BYTES = 32  # SHA-256
 _HEAD = struct.Struct("=QHHII")  # of LMDB's first page: number, padding, flags, offsets, magic (struct MDB_meta)
 _META, _MAGIC = 0x08, 0xBEEFC0DE
+_NOT_LMDB = (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError)
+_MADE_BYTES_MOST = 16 * mmap.PAGESIZE + VALUE_BYTES_MOST  # of a new file, with its hole
 _HEADROOM_BYTES = 3 << 27  # of address space for threads (each with an arena of 64 MB), TLS and answers
 MOUNTS = "/proc/self/mountinfo"
 
@@ -49,11 +51,15 @@ def open_folder(folder: Path) -> lmdb.Environment:
             f"the cache {folder} is on a network file system ({file_system}), where LMDB loses data: "
             "give a folder on a local disk with --cache /local/dir"
         )
+    made = [each for each in (folder / "data.mdb", folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_half_made(folder / "data.mdb")
-        env = open_largest(folder)
-    except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError):
+        env = _open_or_make(folder)
+        if made:  # what is in the file before its name, and that before anything is printed
+            env.sync(True)
+        for each in made:
+            _sync_folder(each.parent)
+    except _NOT_LMDB:
         raise UsageError(_not_ours(folder)) from None
     except (OSError, lmdb.Error) as fault:
         why = getattr(fault, "strerror", None) or fault
@@ -65,15 +71,35 @@ def open_folder(folder: Path) -> lmdb.Environment:
     return env
 
 
-def _remove_half_made(file: Path) -> None:
-    """Remove a file whose very first write came short, as on a full disk: it never held an answer."""
-    with suppress(FileNotFoundError), file.open("rb") as data:
-        head = data.read(_HEAD.size)
-        size = os.fstat(data.fileno()).st_size
-        if size < 2 * mmap.PAGESIZE and len(head) == _HEAD.size:
-            number, _, flags, _, magic = _HEAD.unpack(head)
-            if (number, flags, magic) == (0, _META, _MAGIC):
-                file.unlink()
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: without its name a file that is on the disk is lost in a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_or_make(folder: Path) -> lmdb.Environment:
+    """Open a folder's cache; make it anew where a crash, or a full disk, came before its first answer."""
+    try:
+        return open_largest(folder)
+    except _NOT_LMDB:
+        file = folder / "data.mdb"
+        if not _holds_nothing(file):
+            raise
+        file.unlink()
+        return open_largest(folder)
+
+
+def _holds_nothing(file: Path) -> bool:
+    """Return whether nothing was ever stored in an LMDB file, as far as it came to the disk."""
+    with file.open("rb") as data:
+        content = data.read(_MADE_BYTES_MOST + 1)
+    number, _, flags, _, magic = _HEAD.unpack(content[: _HEAD.size].ljust(_HEAD.size, b"\0"))
+    is_lmdb = (number, flags, magic) == (0, _META, _MAGIC)
+    return is_lmdb and len(content) <= _MADE_BYTES_MOST and not content[2 * mmap.PAGESIZE :].strip(b"\0")
 
 
 def _make_readable(file: Path, env: lmdb.Environment) -> None:

@@ -19,7 +19,7 @@ from llmfilter.input.fields import request_fields
 from llmfilter.input.records import peek_keys
 from llmfilter.input.request import Keys, Prompt, may_vary
 from llmfilter.input.template import Template, parse_prompt, refuse_fixed
-from llmfilter.modes.look_up import Plan
+from llmfilter.modes.plan import Asking, Plan
 from llmfilter.options import typed_options
 from llmfilter.origin import describe_run
 from llmfilter.pipeline import Mode, Run
@@ -93,7 +93,7 @@ def begin(prompt: Prompt, origin: dict[str, Any], make_mode: Callable[[Run], Mod
 
 def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mode:
     """Return the ordinary run."""
-    from llmfilter.modes.ask import Ask, Asking
+    from llmfilter.modes.ask import Ask
 
     def connect(run: Run) -> "Client":
         from llmfilter.server.client import Client

@@ -15,8 +15,8 @@ Memory is bounded, however long the input is, by
   reader are lines in the output: BUFFER_BYTES, and what was under way when it was full.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
@@ -24,7 +24,8 @@ from llmfilter.cache.stored import pack
 from llmfilter.errors import Abandoned, RowError, RunError
 from llmfilter.modes.budget import Budget
 from llmfilter.modes.conversation import Conversation
-from llmfilter.modes.look_up import LookUp, Plan
+from llmfilter.modes.look_up import LookUp
+from llmfilter.modes.plan import Asking, Plan
 from llmfilter.modes.under_way import QUEUED_MOST, Request, Requests
 from llmfilter.output.lines import BUFFER_BYTES
 from llmfilter.pipeline import Run
@@ -35,24 +36,6 @@ if TYPE_CHECKING:
     from llmfilter.server.client import Client
 
 _KEY_MOST = 100  # characters of a key that are shown
-
-
-class Asking(NamedTuple):
-    """What was typed about asking.
-
-    connect: makes the client when the first row needs it, since loading it takes longer than a run that
-    the cache can answer.
-    jobs: most requests in flight.
-    retries: attempts after the first.
-    reasks: how often a model is shown its unusable answer.
-    budget: the tokens, or the money, that may be billed, or None.
-    """
-
-    connect: "Callable[[Run], Client]"
-    jobs: int
-    retries: int
-    reasks: int
-    budget: float | None
 
 
 class Ask:

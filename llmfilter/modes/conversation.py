@@ -12,11 +12,10 @@ from llmfilter.errors import Abandoned, Incomplete, Retryable, RowError
 from llmfilter.modes.attempts import Attempts
 from llmfilter.modes.budget import Budget
 from llmfilter.modes.hopeless import Hopeless
-from llmfilter.modes.look_up import Plan
+from llmfilter.modes.plan import Asking, Plan
 from llmfilter.modes.under_way import Request, Requests
 
 if TYPE_CHECKING:
-    from llmfilter.modes.ask import Asking
     from llmfilter.server.client import Client
 
 _REASKED = ("unparsable", "invalid")
@@ -35,7 +34,7 @@ class Conversation:
     def __init__(
         self,
         plan: Plan,
-        asking: "Asking",
+        asking: Asking,
         client: "Client",
         requests: Requests,
         hopeless: Hopeless,

@@ -7,33 +7,16 @@ than the stages do.
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
-from llmfilter.answers.checks import Checks
 from llmfilter.cache.replay import Outcome, Replay
-from llmfilter.cache.store import NoCache
 from llmfilter.errors import RowError
 from llmfilter.input.records import parse_records, refuse_foreign
-from llmfilter.input.request import Keys, Prompt
 from llmfilter.jsontext import Row
 from llmfilter.modes.hopeless import Hopeless
+from llmfilter.modes.plan import Plan
 from llmfilter.output.lines import BUFFER_BYTES
 from llmfilter.pipeline import Run
 
 _ROWS_MOST = 64  # taken together: more is no faster, and falls out of the processor's caches
-
-
-class Plan(NamedTuple):
-    """What was typed about requests and answers.
-
-    prompt: makes the body of a record's request.
-    keys: makes the key of a body in the cache.
-    checks: what an answer must be.
-    cache: the answers paid for.
-    """
-
-    prompt: Prompt
-    keys: Keys
-    checks: Checks
-    cache: NoCache
 
 
 class Found(NamedTuple):

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from llmfilter.cache.replay import Outcome
-from llmfilter.modes.look_up import LookUp, Plan
+from llmfilter.modes.look_up import LookUp
+from llmfilter.modes.plan import Plan
 from llmfilter.modes.seen import Seen
 from llmfilter.pipeline import Run
 from llmfilter.stats import Stats, UnderWay

@@ -10,6 +10,7 @@ import shlex
 import signal
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Self
@@ -408,6 +409,26 @@ def test_with_stderr_in_a_file_the_bar_is_on_the_terminal(
     first, *said = (program.folder / "errors.jsonl").read_text().splitlines()
     assert json.loads(first)["input"] == "no record"
     assert [line[:24] for line in said] == ["llmfilter: SIGINT: finis", "llmfilter: ended by SIGI"]
+
+
+def test_what_came_while_it_was_suspended_is_read_once_it_is_in_the_foreground_again(
+    program: Programs, server: Server, terminal: Terminal
+) -> None:
+    """Ctrl-Z for longer than --timeout, and `fg`: no answer is lost, none is paid again."""
+    server.hold()
+    program.write("data.jsonl", rows(range(4)))
+    open_shell(program, terminal, "-j", "4", "--timeout", "2", "-r", "0").type(f"ask {TO_FILES}\n")
+    server.wait_for(4)
+    terminal.type(SUSPEND)
+    terminal.wait("Stopped")
+    server.release()
+    server.wait_answered(4)
+    time.sleep(2.5)  # this is about time
+    terminal.type("fg; echo ended $?\n")
+    terminal.wait("ended 0")
+    assert len((program.folder / "out.jsonl").read_text().splitlines()) == 4
+    assert (program.folder / "errors.jsonl").read_text() == ""
+    assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize("tostop", ["tostop", "-tostop"])

@@ -228,15 +228,15 @@ def test_a_storm_of_faults_costs_no_row(server: Server, program: Programs) -> No
     assert sorted(ended) == list(range(count))
     assert run.said == [] and run.errors
     for line in run.errors:
-        prompt = str(line["input"]["id"])
-        # Waiting out a limit uses no attempt up; what goes out just when its connection is closed never comes in.
-        assert max(retries + 1, sent[prompt]) <= line["attempts"], line
+        # Waiting out a limit uses no attempt up.
+        assert retries < line["attempts"] == sent[str(line["input"]["id"])], line
     stats = json.loads((program.folder / "stats.json").read_text())
     assert stats["rows"] == count == stats["answered"] + stats["failed"] and stats["unfinished"] == 0
     assert stats["failed"] == len(run.errors) == sum(stats["by_kind"].values())
     assert stats["by_kind"] == dict(Counter(line["error"] for line in run.errors))
     assert stats["requests"] == count + stats["retries"]
-    assert len(server.requests) <= stats["requests"] <= 1.02 * len(server.requests)
+    # None gets lost on its way: this server closes no connection that may be kept for another request.
+    assert stats["requests"] == len(server.requests)
 
 
 class Twice(Response):

@@ -94,7 +94,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "503 to all for 20 s": lambda: Case(16, 1000, 26, status=503, outage=(3, 23)),
     "500 to all for 20 s": lambda: Case(16, 1000, 26, status=500, outage=(3, 23)),
     "429 to all for the first 5 s": lambda: Case(64, 1000, 10, (0.3, 0.3), outage=(0, 5)),
-    "one hopeless row": lambda: Case(16, 4000, 25, hopeless=b'"x 7"'),
+    "one hopeless row": lambda: Case(16, 4000, 25, hopeless=b'"JSON of 7"'),
 }
 
 
@@ -114,7 +114,7 @@ async def measure(name: str, tree: str) -> str:
     case = CASES[name]()
     server = await asyncio.start_server(lambda *streams: serve(case, *streams), "127.0.0.1", 0, backlog=4096)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "p.md").write_text("x {id}")
+        Path(folder, "p.md").write_text("JSON of {id}")
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         program = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "llmfilter", "-p", "p.md", "-m", "m", "-u", url, "-j", str(case.jobs), "--no-cache",

@@ -16,6 +16,9 @@ from llmfilter.errors import UsageError
 _MAP_BYTES = [1 << 40, 1 << 36, 1 << 33, 1 << 31, 1 << 30, 1 << 28]
 VALUE_BYTES_MOST = (16 << 20) + (1 << 17)  # the largest answer with its header and its keys
 _TREE_FLAGS = "=44xH46xH"  # of both trees, in each of the file's two first pages (LMDB 0.9: struct MDB_meta)
+_MAIN_TREE = struct.Struct("=128xQ8xQ")  # there, too: number of its first page, number of the transaction
+_FIRST_NODE, _NODE = "=10xH4xH", "=HHHH"  # a page's flags and its first node; child or value's size, bytes of the key
+_BRANCH, _LEAF, _DEPTH_MOST = 1, 2, 32
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
 _NETWORK = {
@@ -111,7 +114,7 @@ def _make_readable(file: Path, env: lmdb.Environment) -> None:
     """
     page_bytes = env.stat()["psize"]
     least = (env.info()["last_pgno"] + 1) * page_bytes
-    if file.stat().st_size >= least and _is_foreign(env):  # before anything is written into it
+    if file.stat().st_size >= least and _is_foreign(file, page_bytes):  # before anything is written into it
         env.close()
         raise UsageError(_not_ours(file.parent))
     fits = least <= env.info()["map_size"]
@@ -123,13 +126,22 @@ def _make_readable(file: Path, env: lmdb.Environment) -> None:
         raise UsageError(_not_ours(file.parent))
 
 
-def _is_foreign(env: lmdb.Environment) -> bool:
-    """Return whether what an LMDB file holds was stored by another program: its first key is none of ours."""
-    try:
-        with env.begin() as transaction, transaction.cursor() as cursor:
-            return cursor.first() and len(cursor.key()) != KEY_BYTES
-    except lmdb.Error:  # damage, which costs answers only
-        return False
+def _is_foreign(file: Path, page_bytes: int) -> bool:
+    """Return whether what an LMDB file holds was stored by another program: its first key is none of ours.
+
+    It is read from the file: LMDB would follow a damaged offset behind the file's end, where no hole is yet.
+    """
+    with file.open("rb") as data, suppress(struct.error, OSError, ValueError):  # empty, or damaged: costs answers only
+        page = max(_MAIN_TREE.unpack(data.read(page_bytes)[: _MAIN_TREE.size])[::-1] for _ in range(2))[1]
+        for _ in range(_DEPTH_MOST):
+            data.seek(page * page_bytes)
+            content = data.read(page_bytes)
+            flags, node = struct.unpack_from(_FIRST_NODE, content)
+            low, middle, high, key_bytes = struct.unpack_from(_NODE, content, node)
+            if not flags & _BRANCH:
+                return bool(flags & _LEAF) and key_bytes != KEY_BYTES
+            page = low | middle << 16 | high << 32
+    return False
 
 
 def _has_odd_trees(file: Path, page_bytes: int) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from llmfilter.worker import Batcher
 
 LINE_BYTES = 100  # of memory, beyond a line's own bytes
+_LARGE_BYTES = 1 << 16  # a line that is not copied to be written together with others
 Write = Callable[[bytes], None]  # takes all of it, or raises OSError
 WriteNow = Callable[[list[bytes]], int | None]  # as `write_now` does
 Line = tuple[int, bytes]  # its row's line number in the input, and the line; or the first of several
@@ -64,8 +65,11 @@ class Writer:
             self._on_written(written)
 
     def _join(self, batch: list[Line]) -> None:
-        if not self.error:
-            self._write(b"".join([line for _, line in batch]))
+        if self.error:
+            return
+        lines = [line for _, line in batch]
+        for piece in lines if max(map(len, lines)) > _LARGE_BYTES else [b"".join(lines)]:
+            self._write(piece)
 
     def _written(self, batch: list[Line], error: Exception | None) -> None:
         if error and not isinstance(error, OSError):

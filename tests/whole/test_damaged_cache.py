@@ -139,3 +139,15 @@ def test_damage_costs_an_answer_never_changes_one_and_crashes_nothing(server: Se
         if not (is_run or is_refused):
             bad[name] = (statuses[name], said)
     assert not bad
+
+
+def test_a_first_key_behind_the_file_s_end_does_not_end_each_run_on_the_cache(
+    server: Server, program: Programs
+) -> None:
+    assert program.run(*ASK, input=rows([0])).status == 0
+    data = bytearray(read_compact(program.cache, program.folder / "copy"))
+    assert len(data) == 3 * PAGE_BYTES  # a single leaf
+    data[-PAGE_BYTES + 16 : -PAGE_BYTES + 18] = b"pp"  # where its only node begins
+    program.cache.joinpath("data.mdb").write_bytes(data)
+    run = program.run(*ASK, "-k", input=rows(range(9)))
+    assert (run.status, [row["id"] for row in run.rows]) == (0, list(range(9)))

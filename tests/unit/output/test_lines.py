@@ -13,7 +13,7 @@ from server import PATIENCE_S
 
 from llmfilter.errors import RowError
 from llmfilter.output.lines import BUFFER_BYTES, Order, Output
-from llmfilter.output.writer import Line, size_of, write_now
+from llmfilter.output.writer import Line, Writer, size_of, write_now
 from llmfilter.worker import Change
 
 
@@ -265,3 +265,17 @@ def test_who_waits_for_a_change_goes_on_at_the_first_notice_at_which_it_holds(
             assert [task.done() for task in waiting] == [goal in seen for goal in goals]
 
     run(main)
+
+
+def test_large_lines_are_not_copied_to_be_written_together() -> None:
+    lines = [(1, b"a\n"), (2, b"x" * (1 << 20) + b"\n"), (3, b"b\n")]
+    taken: list[bytes] = []
+
+    async def write() -> None:
+        changed = Change()
+        writer = Writer(taken.append, lambda size: changed.notify())
+        writer.put(lines)
+        await changed.until(lambda: len(taken) == len(lines))
+
+    run(write)
+    assert all(piece is line for piece, (_, line) in zip(taken, lines, strict=True))

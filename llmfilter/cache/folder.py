@@ -155,7 +155,7 @@ def open_largest(path: Path) -> lmdb.Environment:
     """Open an LMDB file with the largest map that leaves address space to the rest; raise UsageError or lmdb.Error."""
     for map_bytes in _MAP_BYTES:
         try:
-            env = lmdb.open(os.fspath(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST)
+            env = lmdb.open(os.fsencode(path), map_size=map_bytes, mode=0o600, max_readers=_READERS_MOST)
         except lmdb.MemoryError:
             continue
         if _has_headroom():

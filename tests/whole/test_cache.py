@@ -375,3 +375,8 @@ def test_little_address_space_ends_in_answers_or_in_a_sentence(
     assert run.status in (0, 2, 3)
     assert run.status == 0 or run.said
     assert run.status != 0 or len(run.rows) == 8
+
+
+def test_a_folder_s_name_may_be_any_bytes(program: Programs) -> None:
+    run = program.run(*ASK, "--cache", os.fsdecode(b"c\xff"), input=rows(range(3)))
+    assert (run.status, len(run.lines), run.stderr) == (0, 3, b"")

@@ -79,7 +79,7 @@ class Client:
             if self.ending.has_begun:
                 raise Abandoned
             ticket = self.limit.take(sender) or await self.limit.turn(sender)
-            self._count(sender, 1)
+            self._count_sent(sender)
             try:
                 completion = self._completion(await self._wire.post(body, is_again))
                 break
@@ -89,7 +89,7 @@ class Client:
             except Fault as error:  # kept in no variable: with its traceback that would be a circle around the body
                 raise self._learn(error, ticket, sender) from None
             except Abandoned:  # it was not sent yet
-                self._count(sender, -1)
+                self._count_unsent(sender)
                 self.limit.release(ticket)
                 raise
             except BaseException:
@@ -102,10 +102,16 @@ class Client:
             self._say(completion.notice)
         return completion
 
-    def _count(self, sender: Sender, requests: int) -> None:
-        self.stats.requests += requests
-        self.stats.retries += requests * bool(sender.sent)
-        sender.sent += requests
+    def _count_sent(self, sender: Sender) -> None:
+        self.stats.requests += 1
+        self.stats.retries += sender.sent > 0
+        sender.sent += 1
+
+    def _count_unsent(self, sender: Sender) -> None:
+        """Take back what was counted of a request that was not sent after all."""
+        sender.sent -= 1
+        self.stats.retries -= sender.sent > 0
+        self.stats.requests -= 1
 
     def _note_answer(self, ticket: Ticket) -> None:
         self.limit.answered(ticket)
@@ -121,6 +127,8 @@ class Client:
             self._note_answer(ticket)
             end = faults.classify_hidden(fault.document) if isinstance(fault, Faulty) else None
             return self.clean(end) if end else fault
+        if fault.is_unreachable:
+            self._count_unsent(sender)
         is_own = sender.is_own_fault(self.answers)
         if fault.overdue_s is not None and not fault.is_refusal:
             self.limit.overdue(ticket, is_own)

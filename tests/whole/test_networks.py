@@ -1,6 +1,7 @@
 """Networks as they are: proxies, TLS, IPv6, base URLs of all sorts, and what is said when they fail."""
 
 import asyncio
+import json
 import re
 import socket
 import ssl
@@ -419,6 +420,15 @@ def test_a_server_with_tls_asked_without_it_ends_the_run_at_its_second_row(
     (line,) = run.errors  # one row alone may be what breaks a connection
     assert (run.status, line["line"]) == (3, 1)
     assert way_out in line["message"] and way_out in run.said[0]
+
+
+def test_what_never_was_sent_is_not_counted(program: Programs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    run = ask(program, url, "-r1", "--stats", "stats.json")
+    check_ended(run, "Connection refused")
+    stats = json.loads((program.folder / "stats.json").read_text())
+    assert (stats["requests"], stats["retries"]) == (0, 0)
 
 
 # Names, addresses, URLs

@@ -42,6 +42,9 @@ bench-limits: .venv/dev  ## how a limit is found, on simulated servers, beside a
 bench-limits-live: .venv/dev  ## the same with the real program, on the real clock (LIMITS="'chance 5 %'")
 	@$(BIN)/python tests/bench/limits_live.py . $(LIMITS)
 
+soak: .venv/dev  ## a long life: a million rows, an idle hour, reconnects, 10 GB, 50 processes (SOAK='--scale 0.1 rows')
+	@$(BIN)/python tests/bench/soak.py $(SOAK)
+
 lint: .venv/dev  ## ruff, its formatter and mypy --strict
 	@$(BIN)/ruff check && $(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
@@ -95,4 +98,4 @@ python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"llmfilter needs Python 3.11 or newer, and this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
 
-.PHONY: help demo demo-schema picture test test-faults test-all test-dist bench bench-limits bench-limits-live lint install uninstall clean python
+.PHONY: help demo demo-schema picture test test-faults test-all test-dist bench bench-limits bench-limits-live soak lint install uninstall clean python

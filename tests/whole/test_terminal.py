@@ -680,6 +680,36 @@ def test_stats_never_replace_a_file_of_the_run_itself(program: Programs, server:
     assert not server.requests
 
 
+FILES = ["in.jsonl", "prompt.md", "schema.json", "out.jsonl", "errors.jsonl", "stats.json", "cache/data.mdb"]
+ODD_PATHS = ["/dev/stdout", "/dev/stderr", "/dev/fd/1", "/proc/self/fd/2", "new.json", "no/such/folder", "."]
+
+
+@pytest.mark.parametrize("path", [*FILES, *[f"{way} {name}" for name in FILES for way in ("soft", "hard")], *ODD_PATHS])
+def test_no_file_is_shorter_afterwards_but_the_one_that_stats_names(
+    path: str, program: Programs, server: Server
+) -> None:
+    program.write("prompt.md", "{id}")
+    program.write("schema.json", '{"type": "object"}')
+    program.run(*ASK, input=rows(range(3)))  # so that there is a cache
+    program.write("in.jsonl", rows(range(6)) + b"no record\n")
+    for name in ("out.jsonl", "errors.jsonl", "stats.json"):
+        program.write(name, b"x" * 100_000)
+    way, _, name = path.rpartition(" ")
+    if way:
+        path = f"{way} link"
+    if way == "soft":
+        (program.folder / path).symlink_to(name)
+    elif way == "hard":
+        (program.folder / path).hardlink_to(program.folder / name)
+    before = {each: (program.folder / each).stat().st_size for each in FILES}
+    program.run(
+        *("-p", "prompt.md", "--schema", "schema.json", "--stats", path),
+        shell='exec "$@" < in.jsonl >> out.jsonl 2>> errors.jsonl',
+    )
+    shorter = {each for each in FILES if (program.folder / each).stat().st_size < before[each]}
+    assert shorter <= {"stats.json"} and (name == "stats.json" or not shorter)
+
+
 def test_stats_are_a_whole_new_file_or_the_old_one(program: Programs, server: Server) -> None:
     program.write("stats.json", "x" * 100_000)
     (program.folder / "stats.json").chmod(0o640)

@@ -5,12 +5,9 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -323,38 +320,6 @@ def test_a_cache_that_failed_once_comes_back(program: Programs, server: Server) 
     before = len(server.requests)
     assert program.run(*ASK, input=rows(range(12))).status == 0
     assert len(server.requests) == before + 1
-
-
-@pytest.mark.skipif(not may_trace(), reason="strace is not here, or may not trace")
-def test_who_is_stopped_before_the_size_of_the_file_is_set_cuts_off_nothing(program: Programs, server: Server) -> None:
-    program.run(*ASK, input=rows([0]))
-    data = program.cache / "data.mdb"
-    with data.open("r+b") as file:
-        file.truncate(8 * 4096)  # as a tool does that trims free pages: the next run makes room again
-    stop = ["-e", "trace=fallocate", "-e", "inject=fallocate:signal=SIGSTOP:when=1"]
-    command = ["strace", "-f", "-qq", "-o", os.devnull, *stop, sys.executable, "-m", "llmfilter"]
-    stopped = program.start(*ASK, command=command)
-    children = Path(f"/proc/{stopped.pid}/task/{stopped.pid}/children")
-    wait_until(lambda: any(state_of(pid) in "tT" for pid in children.read_text().split()))
-    (child,) = children.read_text().split()
-    others = range(1, 200)
-    assert program.run(*ASK, "-j", "4", input=rows(others)).status == 0
-    os.kill(int(child), signal.SIGCONT)
-    assert stopped.finish(rows([200])).status == 0
-    before = len(server.requests)
-    again = program.run(*ASK, input=rows(range(201)))
-    assert (again.status, len(again.rows), len(server.requests)) == (0, 201, before)
-
-
-def state_of(pid: str) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_a_folder_of_another_program_is_refused_and_left_alone(program: Programs) -> None:

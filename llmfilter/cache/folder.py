@@ -76,12 +76,12 @@ def open_folder(folder: Path) -> lmdb.Environment:
 
 def _sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: without its name a file that is on the disk is lost in a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):  # not every file system can
+    with suppress(OSError):  # not every file system can, and who may write in a folder may not be allowed to read it
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _open_or_make(folder: Path) -> lmdb.Environment:

@@ -131,7 +131,7 @@ class Cache(NoCache):
             self._env.close()
         try:
             self._env = open_folder(self.folder)
-        except UsageError:
+        except (UsageError, OSError):
             self._env = None
             return False
         self._inode = self._stat_inode()

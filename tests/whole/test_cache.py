@@ -220,6 +220,16 @@ def test_a_limited_address_space_is_enough(program: Programs, server: Server) ->
     assert len(server.requests) == 3
 
 
+def test_it_can_be_made_where_one_may_write_and_not_read(program: Programs, server: Server) -> None:
+    place = program.folder / "drop"
+    place.mkdir()
+    place.chmod(0o300)
+    no_root = 'test "$(id -u)" != 0 || exec setpriv --bounding-set=-all --inh-caps=-all "$@"; exec "$@"'
+    run = program.run(*ASK, "--cache", "drop/cache", input=rows([1]), shell=no_root)
+    place.chmod(0o700)
+    assert (run.status, len(run.rows), run.said) == (0, 1, [])
+
+
 def test_a_folder_that_is_removed_in_mid_run_is_said(program: Programs, server: Server) -> None:
     run = program.start(*ASK, "--stats", "stats.json")
     run.write(rows([1])).read_lines(1)

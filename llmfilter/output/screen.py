@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from argparse import Namespace
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -46,7 +47,8 @@ class Screen:
         self._bar = b""
         self._writing = threading.Lock()
         self._is_closed = False
-        self._worker: Batcher[tuple[bytes, bytes]] | None = None  # a thread that few runs need
+        self._lines: deque[bytes] = deque()  # that are not shown yet
+        self._worker: Batcher[bytes] | None = None  # takes frames of the bar; a thread that few runs need
 
     @property
     def is_painted(self) -> bool:
@@ -69,7 +71,8 @@ class Screen:
         if self._is_stderr:
             return plain_line(message, self._name)
         if self.is_shown:
-            self._hand_over(plain_line(message, self._name), self._bar)
+            self._lines.append(plain_line(message, self._name))
+            self._hand_over(self._bar)
         return plain_line(message)
 
     def write(self, lines: bytes) -> None:
@@ -96,16 +99,17 @@ class Screen:
             if not (terminal.is_ours and terminal.claim()):
                 text = ""
             if text or self._bar:
-                self._hand_over(b"", text.encode())
+                self._hand_over(text.encode())
             if not text:
                 terminal.release()
 
     def close(self) -> None:
-        """Take the bar away; leave it on a terminal that is stopped."""
+        """Take the bar away, and show the lines that are left; leave it on a terminal that is stopped."""
         terminal = self._terminal
         if terminal and self._writing.acquire(timeout=_CLOSE_S):
-            if self._bar and not terminal.is_stopped:
-                terminal.write(CLEAR)
+            lines = self._take_lines()
+            if (self._bar or lines) and not terminal.is_stopped:
+                terminal.write(CLEAR * self._may_have_bar + lines)
             self._bar, self._is_closed = b"", True
             self._writing.release()
             terminal.release()
@@ -129,16 +133,19 @@ class Screen:
         pid = reader_of(_STDOUT, self._terminal.device) if self.is_shown and self._terminal else None
         return None if pid is None else open_process(pid)
 
-    def _hand_over(self, lines: bytes, bar: bytes) -> None:
+    def _take_lines(self) -> bytes:
+        return b"".join([self._lines.popleft() for _ in range(len(self._lines))])
+
+    def _hand_over(self, bar: bytes) -> None:
         if self._worker is None:
             self._worker = Batcher(self._draw, lambda batch, error: None)
-        self._worker.add([(lines, bar)])
+        self._worker.add([bar])
 
-    def _draw(self, batch: list[tuple[bytes, bytes]]) -> None:
-        """Write lines, and below them the last frame."""
-        lines = b"".join([lines for lines, _ in batch])
+    def _draw(self, frames: list[bytes]) -> None:
+        """Write the lines that are left, and below them the last frame."""
         with self._writing:
-            self._bar = b"" if self._is_closed else batch[-1][1]
+            lines = self._take_lines()
+            self._bar = b"" if self._is_closed else frames[-1]
             if self._terminal and (lines or not self._is_closed):
                 self._terminal.write(CLEAR * self._may_have_bar + lines + self._bar)
 

@@ -61,7 +61,7 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
         model = await only_model(endpoint, args.timeout, is_dry)
     prompt = Prompt(user, system, model, fields, image=args.image)
     plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
-    origin = describe_run(args, model, endpoint)
+    origin = describe_run(args, model, endpoint) if args.stats is not None else {}
     if is_dry:
         make: Callable[[Run], Mode] = partial(make_preview, plan, None if args.to_batch else args)
     else:

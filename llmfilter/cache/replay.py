@@ -1,30 +1,31 @@
 """A completion, cached or new, and its record → the output line. Pure, but for the counters.
 
-Nearly every replay is plain: no check but that it is an object, and no key that the record has too.
-That is done here in one piece; calling the functions that own these steps would cost more than the
-steps.
+Nearly every replay is plain: no check but that it is an object, and no key that the record has too. Such rows
+are done a block at a time: a call for each row and step would cost more than the steps.
 """
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 from zlib import adler32
 
 from orjson import loads
 
 from llmfilter.answers.checks import Answer, Checks
-from llmfilter.cache.stored import HEADER, KEYS_AT, SUM_BYTES, parse_content
+from llmfilter.cache.stored import HEADER, KEYS_AT, SUM_BYTES, is_whole, parse_content, usage_of
 from llmfilter.errors import RowError
 from llmfilter.jsontext import Row, splice
-from llmfilter.stats import Stats, Usage
+from llmfilter.stats import Stats
 
 Outcome = bytes | RowError | None  # a row's line; what today's checks say of its stored answer; nothing sound is stored
-_unpack_header = HEADER.unpack_from
+_PARTS = 8  # of a block that is not plain as a whole
 
 
 @lru_cache(1000)  # the answers to one prompt mostly have the same keys
-def _parse_keys(text: bytes) -> tuple[str, ...]:
-    keys: tuple[str, ...] = tuple(loads(text))
+def _parse_keys(text: bytes) -> list[str]:
+    keys: list[str] = loads(text)
     return keys
 
 
@@ -36,46 +37,58 @@ class Replay:
         self._is_plain = checks.takes_any and checks.response is None
         self._stats = stats
 
-    def outcomes(self, rows: Iterable[Row], keys: Iterable[bytes], found: Iterable[bytes | None]) -> list[Outcome]:
+    def outcomes(self, rows: Sequence[Row], keys: Sequence[bytes], found: Sequence[bytes | None]) -> list[Outcome]:
         """Return one outcome for each row that was looked up.
 
         This may be fewer than `rows`: a look-up stops after 1 MB, and the caller then asks for the rest.
         """
-        is_plain, header_bytes = self._is_plain, HEADER.size
-        outcomes: list[Outcome] = []
-        line: Outcome
-        rows_cached = prompt = completion = cached = 0
-        for (number, raw, record), key, stored in zip(rows, keys, found, strict=False):
-            if stored is None or len(stored) < header_bytes:
-                outcomes.append(None)
-                continue
-            sum_, version, keys_end, start, end, prompt_, completion_, cached_ = _unpack_header(stored)
-            keys_at = KEYS_AT.get(version)
-            if sum_ != adler32(stored[SUM_BYTES:], adler32(key)) or keys_at is None:
-                outcomes.append(None)
-                continue
-            if (
-                is_plain
-                and keys_end > keys_at
-                and record
-                and record.keys().isdisjoint(_parse_keys(stored[keys_at:keys_end]))
-            ):
-                line = b"".join((raw[:-1], b",", loads(stored[start:end]).encode()[1:], b"\n"))
-            else:
-                try:
-                    answer = self._checks.judge(*parse_content(stored, keys_end, start, end))
-                    line = self.join(number, raw, record, answer, stored[keys_end:])
-                except RowError as fault:
-                    outcomes.append(fault)
-                    continue
-            outcomes.append(line)
-            rows_cached += 1
-            prompt += prompt_
-            completion += completion_
-            if keys_at == header_bytes:
-                cached += cached_
-        self._stats.count_replays(rows_cached, Usage(prompt, completion, cached))
-        return outcomes
+        count = len(found)
+        if not self._is_plain or not any(found):
+            return [*map(self._outcome, rows, keys, found)]
+        if lines := self._plain_lines(rows[:count], keys, cast(Sequence[bytes], found)):
+            return lines
+        if count == 1:
+            return [self._outcome(rows[0], keys[0], found[0])]
+        step = max(1, count // _PARTS)
+        parts = [slice(at, at + step) for at in range(0, count, step)]
+        return [*chain(*[self.outcomes(rows[part], keys[part], found[part]) for part in parts])]
+
+    def _plain_lines(self, rows: Sequence[Row], keys: Sequence[bytes], found: Sequence[bytes]) -> list[Outcome] | None:
+        """Return the lines of rows whose answers all are whole, and go into their records as they are; else None."""
+        try:
+            headers = list(map(HEADER.unpack_from, found))
+        except (TypeError, struct.error):  # one was not found, or is cut off
+            return None
+        sums, versions, keys_ends, starts, ends, *tokens = zip(*headers, strict=True)
+        if not KEYS_AT.keys() >= {*versions}:
+            return None
+        answer_keys = {
+            stored[KEYS_AT[version] : end] for stored, version, end in zip(found, versions, keys_ends, strict=True)
+        }
+        _, raws, records = zip(*rows, strict=True)
+        if b"" in answer_keys or not all(records):
+            return None
+        if sums != tuple(map(adler32, [stored[SUM_BYTES:] for stored in found], map(adler32, keys))):
+            return None
+        if not set().union(*records).isdisjoint(chain(*map(_parse_keys, answer_keys))):
+            return None
+        # Each content is the text of an object: its brace gives way to a comma behind the record's members.
+        members = [stored[start + 2 : end - 1] for stored, start, end in zip(found, starts, ends, strict=True)]
+        tails = loads(b'[",%b\\n"]' % b'\\n",",'.join(members))
+        self._stats.count_replays(len(found), usage_of(versions, *tokens))
+        return [raw[:-1] + tail.encode() for raw, tail in zip(raws, tails, strict=True)]
+
+    def _outcome(self, row: Row, key: bytes, stored: bytes | None) -> Outcome:
+        if stored is None or not is_whole(key, stored):
+            return None
+        _, version, keys_end, start, end, *tokens = HEADER.unpack_from(stored)
+        try:
+            answer = self._checks.judge(*parse_content(stored, keys_end, start, end))
+            line = self.join(*row, answer, stored[keys_end:])
+        except RowError as fault:
+            return fault
+        self._stats.count_replays(1, usage_of([version], *zip(tokens)))
+        return line
 
     def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
         """Return the line of a row whose answer came in this response's body."""

@@ -91,25 +91,17 @@ class Cache(NoCache):
 
     def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As in NoCache; if the cache fails, nothing is found."""
-        found: list[bytes | None] = []
-        size = 0
         if not self._env:
             return [None] * len(keys)
         try:
             with self._env.begin(buffers=True) as transaction:
-                for view in map(transaction.get, keys):
-                    # A damaged length could reach beyond the file, and reading there kills the process.
-                    if view is None or len(view) > VALUE_BYTES_MOST:
-                        found.append(None)
-                        continue
-                    found.append(bytes(view))
-                    size += len(view)
-                    if size > _FOUND_BYTES_MOST:
-                        break
+                views = [*map(transaction.get, keys)]
+                if sum([len(view) for view in views if view is not None]) > _FOUND_BYTES_MOST:
+                    views = first_views(views)
+                return [None if view is None else view.tobytes() for view in views]
         except lmdb.Error as error:
             self._fail(error)
             return [None] * len(keys)
-        return found
 
     async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
         """As in NoCache."""
@@ -193,6 +185,22 @@ class Cache(NoCache):
         """To be called when nothing waits to be stored."""
         if self._env:
             self._env.close()
+
+
+def first_views(views: Sequence[memoryview | None]) -> list[memoryview | None]:
+    """Return the first values, up to 1 MB.
+
+    One whose damaged length may reach beyond the file is None: reading there kills the process.
+    """
+    first: list[memoryview | None] = []
+    size = 0
+    for view in views:
+        is_sound = view is not None and len(view) <= VALUE_BYTES_MOST
+        first.append(view if is_sound else None)
+        size += len(view) if view is not None and is_sound else 0
+        if size > _FOUND_BYTES_MOST:
+            break
+    return first
 
 
 def _cause(error: Exception, folder: Path) -> str:

@@ -5,7 +5,8 @@ replay need not parse the whole body.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 from zlib import adler32
 
@@ -14,6 +15,7 @@ import orjson
 from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.errors import RowError
 from llmfilter.jsontext import dump_text, parse_json
+from llmfilter.stats import Usage
 
 # Adler-32 of the key and of all that follows (CRC-32 takes twice as long); format version; where the
 # keys end that follow; where the content's JSON string starts and ends (both 0: parse the body); prompt
@@ -69,3 +71,11 @@ def parse_content(stored: bytes, keys_end: int, start: int, end: int) -> tuple[s
         return str(parse_json(stored[start:end])), None
     completion = parse_completion(stored[keys_end:])
     return completion.content, completion.fault
+
+
+def usage_of(
+    versions: Sequence[int], prompts: Sequence[int], completions: Sequence[int], cached: Sequence[int]
+) -> Usage:
+    """Return the tokens that headers tell of, added up; each of their fields is a sequence."""
+    have_cached = [KEYS_AT[version] == HEADER.size for version in versions]
+    return Usage(sum(prompts), sum(completions), sum(compress(cached, have_cached)))

@@ -51,7 +51,7 @@ class Splitter:
         if len(lines) == 1:
             return []
         last = lines.pop()
-        if BOM in chunk:
+        if BOM[:1] in chunk and BOM in chunk:  # one byte is looked for many times faster
             lines = [line.removeprefix(BOM) for line in lines]
         lines[:1] = self._join()
         self._parts, self._size = [last] if last else [], len(last)

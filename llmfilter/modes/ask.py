@@ -22,8 +22,6 @@ from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
 from llmfilter.cache.stored import pack
 from llmfilter.errors import Abandoned, RowError, RunError
-from llmfilter.modes.budget import Budget
-from llmfilter.modes.conversation import Conversation
 from llmfilter.modes.look_up import LookUp
 from llmfilter.modes.plan import Asking, Plan
 from llmfilter.modes.under_way import QUEUED_MOST, Request, Requests
@@ -33,6 +31,7 @@ from llmfilter.stats import UnderWay
 from llmfilter.words import printable
 
 if TYPE_CHECKING:
+    from llmfilter.modes.conversation import Conversation
     from llmfilter.server.client import Client
 
 _KEY_MOST = 100  # characters of a key that are shown
@@ -135,8 +134,11 @@ class Ask:
             error.__context__ = None
             return error.with_traceback(None)  # its frames would keep the request's bytes alive
 
-    def _talk(self) -> Conversation:
-        if self._conversation is None:
+    def _talk(self) -> "Conversation":
+        if self._conversation is None:  # what asks is loaded when the first row has to be asked
+            from llmfilter.modes.budget import Budget
+            from llmfilter.modes.conversation import Conversation
+
             self._client = self._asking.connect(self._run)
             most = self._asking.budget
             budget = Budget(most, self._run.stats, self._run.output.changed, self._run.ending) if most else None

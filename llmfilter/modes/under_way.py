@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from llmfilter.errors import RowError
 from llmfilter.jsontext import Row
 
-QUEUED_MOST = 64  # as many as are looked up together: the next block is taken when these have slots
+QUEUED_MOST = 64  # the next block of lines is taken when no more wait
 _ROW_BYTES = 1000  # of memory, beyond a row's own bytes
 
 

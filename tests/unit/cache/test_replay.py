@@ -28,7 +28,7 @@ contents = st.one_of(
 )
 
 
-def replay(by: Replay, row: Row, key: bytes, stored: bytes) -> bytes | RowError | None:
+def replay(by: Replay, row: Row, key: bytes, stored: bytes | None) -> bytes | RowError | None:
     """What becomes of one row."""
     (outcome,) = by.outcomes([row], [key], [stored])
     return outcome
@@ -112,9 +112,15 @@ def test_what_another_version_has_stored_is_a_miss() -> None:
     assert line == b'{"c":1,"a": 1}\n'
 
 
-@given(st.integers(0, 2000), st.integers(1, 255), st.sampled_from(EACH_CHECKS), st.sampled_from(["12345", '{"a": 1}']))
-def test_a_damaged_byte_is_a_miss(at: int, change: int, checks: Checks, content: str) -> None:
-    stored = bytearray(pack(KEY, parse_completion(body_of(content))))
+@given(
+    st.integers(0, 2000),
+    st.integers(1, 255),
+    st.sampled_from(EACH_CHECKS),
+    st.sampled_from([("12345", None), ('{"a": 1}', None), ('{"a": 1}', (b'{"a": 1}', {"a": 1}))]),
+)
+def test_a_damaged_byte_is_a_miss(at: int, change: int, checks: Checks, answered: tuple[str, Answer | None]) -> None:
+    content, answer = answered
+    stored = bytearray(pack(KEY, parse_completion(body_of(content)), answer))
     stored[at % len(stored)] ^= change
     assert replay(Replay(checks, Stats()), ROW, KEY, bytes(stored)) is None
 
@@ -128,3 +134,29 @@ def test_an_answer_that_fails_todays_checks_is_returned_as_what_is_wrong_with_it
     stored = pack(KEY, parse_completion(body_of('{"a": 1}')))
     fault = replay(Replay(Checks(fields=["b"]), Stats()), ROW, KEY, stored)
     assert isinstance(fault, RowError) and (fault.kind, fault.raw) == ("invalid", '{"a": 1}')
+
+
+MISSES = ["damaged", "cut off", "not found"]
+KINDS = ["plain", "plain", "plain", "without keys", "in more lines", *MISSES]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(objects, line_members, st.sampled_from(KINDS), st.integers(0, 9)), min_size=1, max_size=20))
+def test_a_block_of_rows_is_replayed_as_each_of_them_alone(block: list[tuple[str, list[Member], str, int]]) -> None:
+    rows, keys, found = [], [], []
+    for number, (content, members, kind, cached) in enumerate(block, 1):
+        raw, key = write_object(members, "").encode(), bytes([number]) * 32
+        text = f"{content}\n" if kind == "in more lines" else content
+        completion = parse_completion(body_of(text))._replace(usage=Usage(10, 3, cached))
+        stored = pack(key, completion, None if kind == "without keys" else Checks().parse(text))
+        rows.append((number, raw, parse_json(raw)))
+        keys.append(key if kind != "damaged" else bytes(32))
+        found.append({"not found": None, "cut off": stored[:9]}.get(kind, stored))
+    together, alone = Stats(), Stats()
+    outcomes = Replay(Checks(), together).outcomes([*rows, ROW], [*keys, KEY], found)
+    assert [each is None for each in outcomes] == [kind in MISSES for _, _, kind, _ in block]
+    assert outcomes == [
+        replay(Replay(Checks(), alone), row, key, stored) for row, key, stored in zip(rows, keys, found, strict=True)
+    ]
+    counted = [(stats.cached, stats.saved, stats.replaced) for stats in (together, alone)]
+    assert counted[0] == counted[1]

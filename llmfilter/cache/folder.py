@@ -54,7 +54,10 @@ def open_folder(folder: Path) -> lmdb.Environment:
             f"the cache {folder} is on a network file system ({file_system}), where LMDB loses data: "
             "give a folder on a local disk with --cache /local/dir"
         )
-    made = [each for each in (folder / "data.mdb", folder, *folder.parents) if not each.exists()]
+    files = folder / "data.mdb", folder / "lock.mdb"
+    if any(each.exists() and not each.is_file() for each in files):  # LMDB would wait for ever for who opens a pipe
+        raise UsageError(_not_ours(folder))
+    made = [each for each in (files[0], folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = _open_or_make(folder)

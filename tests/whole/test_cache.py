@@ -2,18 +2,22 @@
 
 import asyncio
 import json
+import mmap
 import os
+import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
 import pytest
-from program import ASK, Program, Programs, may_trace, rows
+from program import ASK, COMMAND, LOOK_S, Program, Programs, may_trace, rows
 from server import PATIENCE_S, Request, Response, Server, completion
 
 from llmfilter.cache.folder import _make_readable, open_folder
@@ -330,6 +334,50 @@ def test_a_cache_that_failed_once_comes_back(program: Programs, server: Server) 
     before = len(server.requests)
     assert program.run(*ASK, input=rows(range(12))).status == 0
     assert len(server.requests) == before + 1
+
+
+STAT, SET_SIZE = "fstat,newfstatat,statx", "fallocate,ftruncate,truncate"
+
+
+def trim(data: Path) -> None:
+    """As a tool does that trims free pages: the next run makes room again."""
+    with data.open("r+b") as file:
+        file.truncate(8 * mmap.PAGESIZE)
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is not here, or may not trace")
+def test_who_is_stopped_between_a_look_at_the_file_s_size_and_setting_it_cuts_off_nothing(
+    program: Programs, server: Server
+) -> None:
+    program.run(*ASK, input=rows([0]))
+    data, log = program.cache / "data.mdb", program.folder / "log"
+    trim(data)
+    trace = ["strace", "-f", "-qq", "-o", str(log), "-P", str(data)]
+    program.run(*ASK, input=rows([0]), command=[*trace, "-e", f"trace={STAT},{SET_SIZE}", *COMMAND])
+    before, _ = re.split(rf"(?:{SET_SIZE.replace(',', '|')})\(", log.read_text(), maxsplit=1)
+    trim(data)
+    looks = len(re.findall(r"stat\w*\(", before))
+    stop = f"inject={STAT}:signal=SIGSTOP:when={looks}"  # as the last look returns
+    stopped = program.start(*ASK, command=[*trace, "-e", f"trace={STAT}", "-e", stop, *COMMAND])
+    deadline = time.monotonic() + PATIENCE_S
+    while "stopped by SIGSTOP" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(LOOK_S)
+    server.answer = lambda request: completion({"echo": request.prompt * 2_000_000})
+    others = range(10, 17)  # more than the room that is made at the file's end
+    assert program.run(*ASK, input=rows(others)).status == 0
+    (child,) = Path(f"/proc/{stopped.pid}/task/{stopped.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGCONT)
+    assert stopped.finish(rows([1])).status == 0
+    sent = len(server.requests)
+    again = program.run(*ASK, input=rows([0, 1, *others]))
+    assert (again.status, len(again.rows), len(server.requests)) == (0, 9, sent)
+
+
+def test_a_pipe_in_the_place_of_its_file_is_refused(program: Programs, server: Server) -> None:
+    program.cache.mkdir()
+    os.mkfifo(program.cache / "data.mdb")
+    assert is_refused(program.run(*ASK, input=rows([1])), server, "holds something else", "--cache")
 
 
 def test_a_folder_of_another_program_is_refused_and_left_alone(program: Programs) -> None:

@@ -1,6 +1,5 @@
 """How a run ends: the exit statuses, and the one event that ends a run early."""
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +33,8 @@ class Ending:
     """
 
     def __init__(self) -> None:
+        import asyncio  # 40 ms, which --help and a typing error need not wait for
+
         self.stop: Stop | None = None
         self._event = asyncio.Event()
         self._listeners: list[Callable[[], object]] = []

@@ -6,12 +6,14 @@ import os
 import re
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmfilter import __version__
 from llmfilter.errors import UsageError
-from llmfilter.stats import Price
 from llmfilter.words import SAMPLES, did_you_mean, printable
+
+if TYPE_CHECKING:
+    from llmfilter.stats import Price
 
 USAGE = "llmfilter [-p FILE] [option ...] < records.jsonl > answers.jsonl"
 
@@ -235,7 +237,9 @@ def _budget(text: str) -> float:
     return _number(text, 1) if text.isdigit() else _amount(text, "a number of tokens, or with --price of money,")
 
 
-def _price(text: str) -> Price:
+def _price(text: str) -> "Price":
+    from llmfilter.stats import Price  # takes 10 ms, for which --help need not wait
+
     try:
         prices = [float(each) for each in text.split(",")]
         if len(prices) in (2, 3) and all(0 <= each < math.inf for each in prices):

@@ -265,6 +265,7 @@ def start(stage: Stage) -> Iterator[Line]:
     runs = stage.in_turn(
         15,
         python=partial(stage.run, [python, "-c", "pass"]),
+        imports=partial(stage.run, [python, "-c", imports_of(stage, program, stage.rows(1))]),
         aiohttp=partial(stage.run, [python, "-c", "import aiohttp"]),
         help=partial(stage.run, [LLMFILTER, "--help"]),
         replay=partial(stage.run, program, stage.rows(1)),
@@ -272,7 +273,6 @@ def start(stage: Stage) -> Iterator[Line]:
     )
     for name, what, base, most_ms in (
         ("help", "`--help`; beside `python -c pass`", "python", 35),
-        ("replay", "a replay of one row; beside `python -c pass`", "python", 100),
         ("live", "a live row, the server's time included; beside `python -c 'import aiohttp'`", "aiohttp", 90),
     ):
         ms, base_ms = (median(seconds(runs[each])) * 1000 for each in (name, base))
@@ -283,6 +283,24 @@ def start(stage: Stage) -> Iterator[Line]:
             f"≤ {base} + {most_ms} ms",
             verdict(ms - base_ms <= most_ms),
         )
+    found = times(seconds(runs["replay"]), seconds(runs["imports"]))
+    yield Line(
+        "**Start**: a replay of one row; beside importing the same modules",
+        f"{median(seconds(runs['replay'])) * 1000:.0f} ms; imports: {median(seconds(runs['imports'])) * 1000:.0f} ms",
+        spread(found),
+        "≤ 1.3 × imports",
+        verdict(median(found) <= 1.3),
+    )
+
+
+def imports_of(stage: Stage, program: Command, rows: Path) -> str:
+    """Python code that imports what a run imports, in the same order."""
+    command: Command = [sys.executable, "-X", "importtime", "-m", "llmfilter", *program[1:]]
+    with rows.open() as stdin:
+        said = subprocess.run(command, stdin=stdin, env=stage.environ, check=True, capture_output=True, text=True)
+    names = re.findall(r"^import time: +\d+ \| +\d+ \| +([\w.]+)$", said.stderr, re.MULTILINE)
+    each = "\n".join(f" try: import {name}\n except ImportError: pass" for name in names)  # one may be only looked for
+    return f"if 1:\n{each}"
 
 
 def delay(stage: Stage) -> Iterator[Line]:

@@ -448,3 +448,21 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
             "saved": {"prompt": 14, "cached_prompt": 0, "completion": 6},
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("args", "never"),
+    [
+        (["--help"], {"asyncio", "dataclasses", "orjson", "lmdb", "aiohttp"}),
+        (["-p", "id.md", "-j", "many"], {"asyncio", "dataclasses", "orjson", "lmdb", "aiohttp"}),
+        (["-p", "id.md"], {"aiohttp", "jsonschema_rs", "sqlite3", "tempfile", "random"}),  # all answered by the cache
+    ],
+)
+def test_what_takes_long_to_load_is_loaded_by_those_who_need_it(
+    args: list[str], never: set[str], program: Programs
+) -> None:
+    program.run("-p", "id.md", input=rows([1]))
+    run = program.run(*args, input=rows([1]), command=[sys.executable, "-X", "importtime", "-m", "llmfilter"])
+    loaded = {line.rpartition("|")[2].strip() for line in run.stderr.decode().splitlines()}
+    assert "llmfilter.cli" in loaded
+    assert not loaded & never

@@ -4,7 +4,8 @@ The rooms, in the order in which a row meets them:
 
     cli         argv, the standard streams; options: what may be typed (man: the manual page from it)
     session     one run and its user: signals, progress, the last words, the exit status
-    job         what was typed → what is done with each row; wrong usage shows here (origin: what --stats says of it)
+    job         what was typed → what is done with each row; wrong usage shows here
+                (typed: texts and files that were named; origin: what --stats says of a run)
     pipeline    the frame of every run
     input/      stdin → blocks of lines → records → request bodies
     cache/      answers that were paid for, durable; replay: such an answer → output line

@@ -3,13 +3,10 @@
 Everything that is wrong with it shows here, before any row is read: as UsageError.
 """
 
-import errno
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfilter.answers.checks import make_checks, response_format
@@ -18,16 +15,15 @@ from llmfilter.errors import UsageError
 from llmfilter.input.fields import request_fields
 from llmfilter.input.records import peek_keys
 from llmfilter.input.request import Keys, Prompt, may_vary
-from llmfilter.input.template import Template, parse_prompt, refuse_fixed
+from llmfilter.input.template import Template, refuse_fixed
 from llmfilter.modes.plan import Asking, Plan
 from llmfilter.options import typed_options
 from llmfilter.origin import describe_run
 from llmfilter.pipeline import Mode, Run
 from llmfilter.server.endpoint import Endpoint, make_endpoint
-from llmfilter.words import printable
+from llmfilter.typed import check_text, read_prompt, read_schema, read_system
 
 if TYPE_CHECKING:
-    from llmfilter.answers.schema import Schema
     from llmfilter.server.client import Client
 
 _LOADING = {"--from-batch", "--cache", "--no-cache", "--stats", "--quiet"}  # what goes with --from-batch
@@ -45,31 +41,41 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     checks = make_checks(args, schema, fields.get("max_completion_tokens", fields.get("max_tokens")))
     if args.stream and "stream" in fields:
         raise UsageError("--stream and -o stream=false: give one of them")
+    user, system = read_templates(args)
+    if user and not args.image and not may_vary(user, system, fields):
+        refuse_fixed(peek_keys(stdin))
+    endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry(args))
+    cache = open_cache(args, environ)
+    model = args.model or environ.get("OPENAI_MODEL") or await ask_for_model(args, endpoint)
+    prompt = Prompt(user, system, model, fields, image=args.image)
+    if user and not (args.text or schema) and asks_no_json([user, *([system] if system else [])], args.option):
+        prompt.notices.add("JSON", _NO_JSON)
+    plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
+    origin = describe_run(args, model, endpoint) if args.stats is not None else {}
+    if is_dry(args):
+        return partial(begin, prompt, origin, partial(make_preview, plan, None if args.to_batch else args))
+    return partial(begin, prompt, origin, partial(make_asking, plan, args, endpoint))
+
+
+def is_dry(args: Namespace) -> bool:
+    """Return whether requests are printed instead of sent."""
+    return bool(args.dry_run or args.to_batch)
+
+
+def read_templates(args: Namespace) -> tuple[Template | None, Template | None]:
+    """Return the templates of the user's and the system's message."""
     user = Template(read_prompt(args.prompt)) if args.prompt is not None else None
     system = Template(read_system(args.system)) if args.system is not None else None
     if args.image is not None and not user:
         raise UsageError("--image puts pictures behind the text of -p: give that; a record's own messages hold them")
-    if user and not args.image and not may_vary(user, system, fields):
-        refuse_fixed(peek_keys(stdin))
-    is_dry = args.dry_run or args.to_batch
-    endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry)
-    cache = open_cache(args, environ)
-    model = args.model or environ.get("OPENAI_MODEL")
-    if not model:
-        from llmfilter.server.models import only_model
+    return user, system
 
-        model = await only_model(endpoint, args.timeout, is_dry)
-    prompt = Prompt(user, system, model, fields, image=args.image)
-    plan = Plan(prompt, Keys(endpoint.url, args.header, prompt.head), checks, cache)
-    origin = describe_run(args, model, endpoint) if args.stats is not None else {}
-    if is_dry:
-        make: Callable[[Run], Mode] = partial(make_preview, plan, None if args.to_batch else args)
-    else:
-        make = partial(make_asking, plan, args, endpoint)
-    typed = b"".join([*(user.parts if user else ()), *(system.parts if system else ())]).decode()
-    if user and not (args.text or schema) and asks_no_json(typed, args.option):
-        prompt.notices.add("JSON", _NO_JSON)
-    return partial(begin, prompt, origin, make)
+
+async def ask_for_model(args: Namespace, endpoint: Endpoint) -> str:
+    """Return the only model that the server has."""
+    from llmfilter.server.models import only_model
+
+    return await only_model(endpoint, args.timeout, is_dry(args))
 
 
 _NO_JSON = (
@@ -78,8 +84,9 @@ _NO_JSON = (
 )
 
 
-def asks_no_json(prompts: str, options: Sequence[str]) -> bool:
+def asks_no_json(templates: Sequence[Template], options: Sequence[str]) -> bool:
     """Return whether prompts have words of their own, beside the records' fields, and nothing typed says JSON."""
+    prompts = b"".join([part for template in templates for part in template.parts]).decode()
     return re.search(r"[^\W\d_]", prompts) is not None and "json" not in f"{prompts}{options}".lower()
 
 
@@ -136,69 +143,3 @@ def prepare_load(args: Namespace, environ: Mapping[str, str]) -> Callable[[Run],
     if args.no_cache:
         raise UsageError("--from-batch puts results into the cache: leave out --no-cache")
     return partial(FromBatch, open_cache(args, environ))
-
-
-def check_text(args: Namespace, environ: Mapping[str, str]) -> None:
-    """Raise UsageError where what goes into requests is not text: bytes that are not UTF-8 show up as surrogates."""
-    typed = {"-s": args.system, "-m": args.model, "-f": args.fields, "--as": args.as_key, "-u": args.base_url}
-    typed |= {"--response": args.response, "--image": args.image}
-    for option, text in [
-        *typed.items(),
-        *(("-o", each) for each in args.option),
-        *(("-H", each) for each in args.header),
-        ("$OPENAI_MODEL", environ.get("OPENAI_MODEL")),
-    ]:
-        if text is not None:
-            check_utf8(option, text)
-    for option, text in {"-p": args.prompt, "-s": args.system, "-m": args.model, "-u": args.base_url}.items():
-        if text is not None and not text.strip():
-            raise UsageError(f"{option}: the value is empty; is a variable in it not set?")
-
-
-def check_utf8(option: str, text: str) -> None:
-    """Raise UsageError where a value that was typed is not UTF-8."""
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise UsageError(f"{option}: the value is not UTF-8")
-
-
-def read_file(option: str, path: str, else_: str = "") -> str:
-    """Return a file's text, UTF-8 whatever the locale; else_: what to say beside where there is none of that name."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        way_out = else_ if error.errno in _NO_FILE else ""
-        raise UsageError(f"{option} {printable(path)}: {error.strerror}{way_out}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{option} {printable(path)}: not UTF-8 at byte {error.start}: convert it with: iconv -f ENCODING -t UTF-8"
-        ) from None
-
-
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-
-
-def read_prompt(text: str) -> str:
-    """Return the prompt: what stands in a file, or the text itself if it holds a `{` and is no file's name."""
-    if "{" not in text or os.path.exists(text):
-        way_out = (
-            "; for a prompt without a file, name a field in braces, as in -p 'Translate: {text}', or give -p <(echo …)"
-        )
-        return parse_prompt(read_file("-p", text, way_out))
-    check_utf8("-p", text)
-    return text
-
-
-def read_system(text: str) -> str:
-    """Return the system prompt: the text itself, or what stands in @FILE."""
-    return parse_prompt(read_file("-s", text[1:])) if text.startswith("@") else text
-
-
-def read_schema(text: str) -> "Schema":
-    """Return the schema in a file, or the one that the text is, if it begins with a `{` and is no file's name."""
-    from llmfilter.answers.schema import Schema
-
-    if text.lstrip().startswith("{") and not os.path.exists(text):
-        check_utf8("--schema", text)
-        return Schema(text.encode(), "{…}")
-    way_out = '; for a schema without a file, begin with a {, as in --schema \'{"type": "object", …}\''
-    return Schema(read_file("--schema", text, way_out).encode(), text)

@@ -12,10 +12,10 @@ from llmfilter.api import faults
 from llmfilter.api.completion import Completion, parse_completion
 from llmfilter.ending import Ending
 from llmfilter.errors import Abandoned, Fault, Faulty, Retryable, RowError, RunError
-from llmfilter.server.endpoint import Mask
 from llmfilter.server.exchange import Again, Reply, Stale, Wire
 from llmfilter.server.limit.history import Ticket
 from llmfilter.server.limit.turns import Limit
+from llmfilter.server.mask import Mask
 from llmfilter.stats import Stats
 from llmfilter.words import printable
 

@@ -16,9 +16,9 @@ from llmfilter.modes.conversation import Conversation
 from llmfilter.modes.hopeless import Hopeless
 from llmfilter.modes.under_way import Request, Requests
 from llmfilter.server.client import LIMIT_S, Client
-from llmfilter.server.endpoint import Mask
 from llmfilter.server.exchange import Reply
 from llmfilter.server.limit.turns import Limit
+from llmfilter.server.mask import Mask
 from llmfilter.stats import Stats
 
 ANSWER = Reply(200, {}, completion({"a": 1}).body)

@@ -7,7 +7,8 @@ import pytest
 
 from llmfilter import __version__
 from llmfilter.errors import UsageError
-from llmfilter.server.endpoint import Endpoint, is_loopback, make_endpoint
+from llmfilter.server.endpoint import Endpoint, make_endpoint
+from llmfilter.server.hosts import is_loopback
 
 OURS = [
     ("User-Agent", f"llmfilter/{__version__}"),

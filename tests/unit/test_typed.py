@@ -1,4 +1,4 @@
-"""job: what was typed → what is done; everything that is wrong with it is a usage error."""
+"""What was typed → what is done with each row; everything that is wrong with it is a usage error."""
 
 import os
 import tempfile
@@ -17,9 +17,9 @@ from llmfilter.input.fields import Field, request_fields
 from llmfilter.input.records import peek_keys
 from llmfilter.input.request import Prompt
 from llmfilter.input.template import parse_prompt
-from llmfilter.job import check_text, read_file, read_schema, read_system
 from llmfilter.jsontext import parse_json
 from llmfilter.options import make_parser
+from llmfilter.typed import check_text, read_file, read_schema, read_system
 
 JSON = {"type": "json_object"}
 

@@ -130,29 +130,36 @@ class Client:
         if fault.is_unreachable:
             self._count_unsent(sender)
         is_own = sender.is_own_fault(self.answers)
-        if fault.overdue_s is not None and not fault.is_refusal:
-            self.limit.overdue(ticket, is_own)
-        elif not fault.is_refusal:
-            self.limit.failed(ticket, is_own, fault.is_unreachable)
-        else:
-            self.stats.refusals += 1
-            self.limit.refused(ticket, fault.after_s, is_own)
-            if (fault.after_s or 0) > LIMIT_S:
-                return RunError(
-                    f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
-                    "give the same command again after that"
-                )
+        self._tell_limit(fault, ticket, is_own)
+        if fault.is_refusal and (fault.after_s or 0) > LIMIT_S:
+            return RunError(
+                f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
+                "give the same command again after that"
+            )
         if self.limit.stuck_s >= SAID_AFTER_S and not is_own and (fault.is_refusal or self.limit.is_away):
             self._say_waiting(fault)
         if self.limit.stuck_s >= LIMIT_S:
-            self.is_hopeless = True
-            self.ending.begin(
-                ending.STOPPED_EARLY,
-                f"the server has answered nothing for {LIMIT_S / 60:.0f} minutes, at last with {fault.message}: "
-                "give the same command again later",
-                whole_status=ending.SOME_FAILED,
-            )
+            self._give_up(fault)
         return fault
+
+    def _tell_limit(self, fault: Retryable, ticket: Ticket, is_own: bool) -> None:
+        if fault.is_refusal:
+            self.stats.refusals += 1
+            self.limit.refused(ticket, fault.after_s, is_own)
+        elif fault.overdue_s is not None:
+            self.limit.overdue(ticket, is_own)
+        else:
+            self.limit.failed(ticket, is_own, fault.is_unreachable)
+
+    def _give_up(self, fault: Retryable) -> None:
+        """End the run: nothing was answered for too long."""
+        self.is_hopeless = True
+        self.ending.begin(
+            ending.STOPPED_EARLY,
+            f"the server has answered nothing for {LIMIT_S / 60:.0f} minutes, at last with {fault.message}: "
+            "give the same command again later",
+            whole_status=ending.SOME_FAILED,
+        )
 
     def _say_waiting(self, fault: Retryable) -> None:
         """Say once that the server is waited for; of one without room only the first time, as windows may be short."""

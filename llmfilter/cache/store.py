@@ -15,7 +15,10 @@ from pathlib import Path
 
 import lmdb
 
+from llmfilter.answers.checks import Answer
+from llmfilter.api.completion import Completion
 from llmfilter.cache.folder import VALUE_BYTES_MOST, cache_folder, open_folder
+from llmfilter.cache.stored import pack
 from llmfilter.errors import UsageError
 from llmfilter.words import printable
 from llmfilter.worker import Batcher
@@ -63,9 +66,9 @@ class NoCache:
         """Return the value under each key, or None; for the first keys only where values are large."""
         return [None] * len(keys)
 
-    async def put(self, key: bytes, value: bytes) -> bool:
-        """Return when a value is on the disk, or False when it can't be."""
-        return await self.put_all([(key, value)])
+    async def put(self, key: bytes, completion: Completion, answer: Answer | None = None) -> bool:
+        """Return when a completion is on the disk, or False when it can't be; answer: found in it, if that is known."""
+        return True
 
     async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
         """Return when values under their keys are all on the disk, or False when they can't be."""
@@ -102,6 +105,10 @@ class Cache(NoCache):
         except lmdb.Error as error:
             self._fail(error)
             return [None] * len(keys)
+
+    async def put(self, key: bytes, completion: Completion, answer: Answer | None = None) -> bool:
+        """As in NoCache."""
+        return await self.put_all([(key, pack(key, completion, answer))])
 
     async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
         """As in NoCache."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
-from llmfilter.cache.stored import pack
 from llmfilter.errors import Abandoned, RowError, RunError
 from llmfilter.modes.look_up import LookUp
 from llmfilter.modes.plan import Asking, Plan
@@ -127,7 +126,7 @@ class Ask:
         """Return an answer that is on the disk, or the error that is left of it."""
         try:
             outcome = await self._talk().hold(request)
-            is_stored = await self._plan.cache.put(request.key, pack(request.key, *outcome))
+            is_stored = await self._plan.cache.put(request.key, *outcome)
             self._run.stats.unstored += not is_stored
             return outcome
         except RowError as error:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from llmfilter.answers.checks import Answer
 from llmfilter.api.completion import Completion
-from llmfilter.cache.stored import pack
 from llmfilter.errors import Abandoned, Incomplete, Retryable, RowError
 from llmfilter.modes.attempts import Attempts
 from llmfilter.modes.budget import Budget
@@ -81,7 +80,7 @@ class Conversation:
                     raise self._reject(unusable or fault) from None
             except RowError as fault:
                 if isinstance(fault, Incomplete) and not isinstance(unusable, Incomplete):
-                    await self._plan.cache.put(request.key, pack(request.key, completion))
+                    await self._plan.cache.put(request.key, completion)
                 self._hopeless.hear_unusable(fault)
                 if not reasks_left or fault.kind not in _REASKED or self._client.ending.has_begun:
                     # What the model had answered is worth more than why it could not be asked again.

@@ -170,7 +170,7 @@ def test_of_large_answers_only_some_are_held_at_once(program: Programs, server: 
         cache = Cache(program.cache)
         keys = [bytes([each]) * 32 for each in range(5)]
         async with asyncio.timeout(PATIENCE_S):
-            assert all(await asyncio.gather(*[cache.put(key, key * 20_000) for key in keys[:-1]]))
+            assert all(await asyncio.gather(*[cache.put_all([(key, key * 20_000)]) for key in keys[:-1]]))
         assert [value and value[:32] for value in cache.find(keys)] == keys[:2], "1 MB is enough at a time"
         assert [value and value[:32] for value in cache.find(keys[2:])] == [*keys[2:-1], None][:2]
         assert cache.find(keys[4:]) == [None]

@@ -16,8 +16,8 @@ Theory of operation: five modes, and what leads from one to another.
 | trial, pace  | refused again and again with as many in flight as the server has ever borne | ceiling        |
 | any          | four refusals, each sent after the one before was heard, nothing taken     | stopped         |
 |              | between; or several rows failed, or the server is out of reach             |                 |
-| stopped      | a probe was taken                                                          | the one before  |
-| stopped      | … by a server that takes a few requests a minute                           | trial           |
+| stopped      | a probe was taken                                                          | ceiling         |
+| stopped      | … where a rate was known, or by a server that takes few requests a minute  | trial           |
 
 In *free* nothing is bounded. In *ceiling* so many requests are in flight. In *trial* they are sent just below the
 rate that was measured, so that all refusals are chance, unless it was measured wrong. In *pace* the rate is raised

@@ -18,7 +18,7 @@ SHORT, TINY = log_normal(0.3), log_normal(0.05)
 ARROWS = {
     "free ceiling", "free trial", "ceiling free", "ceiling trial", "trial pace", "trial ceiling", "trial free", "pace trial", "pace ceiling",
     *(f"{mode} stopped" for mode in ("free", "ceiling", "trial", "pace")),
-    *(f"stopped {mode}" for mode in ("free", "ceiling", "trial", "pace")),
+    "stopped ceiling", "stopped trial",
 }  # fmt: skip
 
 
@@ -51,33 +51,45 @@ def path_of(case: Case) -> list[str]:
     return limits[0].path
 
 
+# A server, the modes that it leads through first, and changes that come later.
+PATHS: list[tuple[Case, str, tuple[str, ...]]] = [
+    (Case("no limit", list, 64, 500, SHORT), "free", ()),
+    (Case("as many as -j", lambda: [Slots(16)], 16, 500, SHORT), "free", ()),
+    (Case("so many at a time", lambda: [Slots(8)], 64, 500, SHORT), "free ceiling", ()),
+    (Case("all but one", lambda: [Slots(2)], 3, 300, SHORT), "free ceiling", ()),
+    (Case("one of two", lambda: [Slots(1)], 2, 200, log_normal(0.02)), "free ceiling", ()),
+    (Case("a rate that is asked for slowly", lambda: [Bucket(8, 4)], 32, 400, SHORT, per_s_most=10), "free trial pace", ()),
+    (Case("so many a second", lambda: [Bucket(50, 10)], 64, 1500, SHORT), "free ceiling trial pace trial pace", ()),
+    (Case("few a minute", lambda: [Fixed(20, 60.0)], 16, 150, SHORT), "free ceiling", ("stopped trial",)),
+    (Case("429 first", list, 64, 1000, SHORT, outage=(0, 5), is_reset=False), "free ceiling stopped ceiling free", ()),
+    (Case("429 between", list, 64, 3000, SHORT, outage=(5, 15), is_reset=False), "free ceiling", ("ceiling stopped", "stopped ceiling")),
+    (Case("gone between", list, 64, 3000, SHORT, outage=(5, 15)), "free stopped ceiling free", ()),
+    (Case("a rate, gone between", lambda: [Bucket(50, 10)], 64, 1500, SHORT, outage=(5, 15)), "free ceiling trial pace", ("stopped trial",)),
+    (Case("much chance", list, 64, 6000, SHORT, chance=0.2), "free ceiling trial ceiling", ()),
+    (Case("chance", list, 16, 3000, SHORT, chance=0.05), "free trial", ("trial free",)),
+    (Case("a number and a rate", lambda: [Slots(8), Bucket(100, 20)], 64, 3000, TINY), "free ceiling", ("pace ceiling",)),
+    (Case("a rate, gone for long", lambda: [Bucket(50, 10)], 64, 4000, SHORT, outage=(30, 60)), "free ceiling", ("pace stopped",)),
+    (Case("a rate, 429 for long", lambda: [Bucket(50, 10)], 64, 4000, SHORT, outage=(30, 60), is_reset=False), "free ceiling", ("trial stopped",)),
+    (Case("chance and a number", lambda: [Slots(8)], 64, 2000, SHORT, chance=0.05), "free ceiling", ("ceiling trial", "trial ceiling")),
+]  # fmt: skip
+
+
+def arrows(path: list[str]) -> set[str]:
+    return {f"{before} {after}" for before, after in itertools.pairwise(path)}
+
+
+def test_each_change_of_mode_has_its_line() -> None:
+    assert {*itertools.chain(*(arrows(begins.split()) | {*passes} for _, begins, passes in PATHS))} == ARROWS
+
+
 @pytest.mark.parametrize(
-    ("case", "begins", "passes"),
-    [
-        (Case("no limit", list, 64, 500, SHORT), "free", ()),
-        (Case("as many as -j", lambda: [Slots(16)], 16, 500, SHORT), "free", ()),
-        (Case("so many at a time", lambda: [Slots(8)], 64, 500, SHORT), "free ceiling", ()),
-        (Case("all but one", lambda: [Slots(2)], 3, 300, SHORT), "free ceiling", ()),
-        (Case("one of two", lambda: [Slots(1)], 2, 200, log_normal(0.02)), "free ceiling", ()),
-        (Case("a rate that is asked for slowly", lambda: [Bucket(8, 4)], 32, 400, SHORT, per_s_most=10), "free trial pace", ()),
-        (Case("so many a second", lambda: [Bucket(50, 10)], 64, 1500, SHORT), "free ceiling trial pace trial pace", ()),
-        (Case("few a minute", lambda: [Fixed(20, 60.0)], 16, 150, SHORT), "free ceiling", ("stopped trial",)),
-        (Case("429 first", list, 64, 1000, SHORT, outage=(0, 5), is_reset=False), "free ceiling stopped ceiling free", ()),
-        (Case("429 between", list, 64, 3000, SHORT, outage=(5, 15), is_reset=False), "free ceiling", ("ceiling stopped", "stopped ceiling")),
-        (Case("gone between", list, 64, 3000, SHORT, outage=(5, 15)), "free stopped ceiling free", ()),
-        (Case("a rate, gone between", lambda: [Bucket(50, 10)], 64, 1500, SHORT, outage=(5, 15)), "free ceiling trial pace", ("stopped trial",)),
-        (Case("much chance", list, 64, 6000, SHORT, chance=0.2), "free ceiling trial ceiling", ()),
-        (Case("chance", list, 16, 3000, SHORT, chance=0.05), "free trial", ("trial free",)),
-        (Case("chance and a number", lambda: [Slots(8)], 64, 2000, SHORT, chance=0.05), "free ceiling", ("ceiling trial", "trial ceiling")),
-    ],
-    ids=lambda each: each.name if isinstance(each, Case) else "",
-)  # fmt: skip
+    ("case", "begins", "passes"), PATHS, ids=lambda each: each.name if isinstance(each, Case) else ""
+)
 def test_the_modes_are_the_tables(case: Case, begins: str, passes: tuple[str, ...]) -> None:
     path = path_of(case)
-    arrows = {f"{before} {after}" for before, after in itertools.pairwise(path)}
     assert " ".join(path).startswith(begins)
-    assert arrows >= set(passes)
-    assert arrows <= ARROWS
+    assert arrows(path) >= set(passes)
+    assert arrows(path) <= ARROWS
     if not passes and begins in ("free", "free ceiling"):
         assert " ".join(path) == begins
 

@@ -35,9 +35,9 @@ from llmfilter.server.limit.chance import MOST as CHANCE_MOST
 from llmfilter.server.limit.chance import Chance
 from llmfilter.server.limit.history import History, Ticket
 from llmfilter.server.limit.pace import FORGET_S, MEANT, Pace
-from llmfilter.server.limit.probing import Probing
+from llmfilter.server.limit.probing import AWAY, FULL, WINDOW, Probing
 from llmfilter.server.limit.silence import Silence
-from llmfilter.server.limit.trial import TRIAL, TRIAL_UNSURE, Trial
+from llmfilter.server.limit.trial import TRIAL, TRIAL_UNSURE, UNKNOWN, Faster, Trial
 
 FREE, CEILING, TRIAL_MODE, PACE, STOPPED = "free", "ceiling", "trial", "pace", "stopped"
 
@@ -75,7 +75,7 @@ class Judge:
     def _forget(self, now: float) -> None:
         self.mode = self._mode_before = FREE
         self._ceiling, self._pace, self._chance, self._blame = Ceiling(), Pace(), Chance(), Blame()
-        self._probing = Probing(now, 0, False, False, 0.0, None)
+        self._probing = Probing(now, 0)
         self._answered_at = now
         self._burst_end = 0  # the first number sent after the last decision
         self._in_a_row, self._taken_at_cut = 0, -2
@@ -105,7 +105,7 @@ class Judge:
     @property
     def is_away(self) -> bool:
         """Tell whether the server fails, or can't be reached, whoever asks."""
-        return self.mode == STOPPED and self._probing.is_away
+        return self.mode == STOPPED and self._probing.cause == AWAY
 
     def stuck_s(self, now: float) -> float:
         """Return for how long nothing has been answered, but for the time in which a request was under way."""
@@ -271,7 +271,7 @@ class Judge:
                 self._decide()
                 # As many requests as had these refusals: if it is chance, as many of them will be refused.
                 count = max(TRIAL_UNSURE, ticket.number - chance.first.number + 1)
-                self._try_below(rate, count, now, share_before=chance.stretch, rate_before=rate)
+                self._try_below(rate, count, now, Faster(chance.stretch, rate))
                 self._pace.mark(ticket.sent_at, ticket.number)
 
     def _is_lost(self, trial: Trial, ticket: Ticket) -> bool:
@@ -329,12 +329,10 @@ class Judge:
     def _measure(self, ticket: Ticket, least: int) -> float | None:
         return self._pace.measure(ticket.sent_at, ticket.number, self._history.count, least)
 
-    def _try_below(
-        self, rate: float, count: int, now: float, share_before: float = 0.0, rate_before: float = 0.0
-    ) -> None:
+    def _try_below(self, rate: float, count: int, now: float, before: Faster = UNKNOWN) -> None:
         number = self._history.sent
         self.mode = TRIAL_MODE
-        self._trial = Trial(now, number, count, rate, share_before, rate_before)
+        self._trial = Trial(now, number, count, rate, before)
         self._chance.forgive(number)
         self._pace.keep_below(rate)
         self._next_at = now + 1 / self._pace.per_s
@@ -348,7 +346,7 @@ class Judge:
             if self._blame.is_rather_number:
                 self._back_to_ceiling()
             else:
-                self._go_up(trial.rate_before, now)
+                self._go_up(trial.before.rate, now)
         elif trial.shows_rate(share, chance.share):
             chance.learn(share, trial.count)
             self._blame.be_sure_of_rate()
@@ -357,7 +355,7 @@ class Judge:
             trial.prolong(now, number)
         else:
             self._decide()
-            self._try_below(max(trial.taken_per_s(share), trial.rate / 2), TRIAL, now, share, trial.rate)
+            self._try_below(max(trial.taken_per_s(share), trial.rate / 2), TRIAL, now, Faster(share, trial.rate))
             self._pace.mark(now, number)
 
     def _go_up(self, rate: float, now: float) -> None:
@@ -377,8 +375,8 @@ class Judge:
         is_again, self._stopped_at = now - self._stopped_at < FORGET_S, now
         pause_s = 1 / self._pace.per_s if self.mode in (TRIAL_MODE, PACE) else 0.0
         self._mode_before, self.mode = self.mode, STOPPED
-        is_window = not is_away and (is_few or is_again)
-        self._probing = Probing(now, self._history.sent, is_away, is_window, pause_s, after_s)
+        cause = AWAY if is_away else WINDOW if is_few or is_again else FULL
+        self._probing = Probing(now, self._history.sent, cause, pause_s, after_s)
 
     def _resume(self, now: float) -> None:
         (since, before), taken = self._since, self._history.taken
@@ -388,7 +386,7 @@ class Judge:
         self._blame.restart(self._history.sent)
         if taken - before >= MEANT:
             self._start(now)
-        if self._probing.is_window:
+        if self._probing.cause == WINDOW:
             self._try_below(max(1, taken - before) / (now - since), TRIAL, now)
         elif self.mode in (TRIAL_MODE, PACE):
             self._try_below(self._trial.rate, TRIAL_UNSURE, now)

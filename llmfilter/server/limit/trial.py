@@ -2,10 +2,21 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 TRIAL, TRIAL_UNSURE = 60, 20  # requests of a trial: after a good measurement, after another
 MOST = 400  # requests of a trial
 SLACK = 0.035  # two of 60: more than chance was refused
+
+
+class Faster(NamedTuple):
+    """What was refused when requests were sent faster: which share, and at how many a second; 0 if unknown."""
+
+    share: float = 0.0
+    rate: float = 0.0
+
+
+UNKNOWN = Faster()
 
 
 class Trial:
@@ -13,15 +24,13 @@ class Trial:
 
     first: the number of its first request
     rate: that was measured, of requests a second
-    share_before, rate_before: what was refused when requests were sent faster, and how fast that was; 0 if unknown
+    before: what led to it
     """
 
-    def __init__(
-        self, now: float, first: int, count: int, rate: float, share_before: float = 0.0, rate_before: float = 0.0
-    ) -> None:
+    def __init__(self, now: float, first: int, count: int, rate: float, before: Faster = UNKNOWN) -> None:
         self.first = first
         self.rate = rate
-        self.share_before, self.rate_before = share_before, rate_before
+        self.before = before
         self._end = first + min(count, MOST)
         self._began_at, self._ended_at = now, math.inf
 
@@ -49,7 +58,7 @@ class Trial:
 
     def shows_chance(self, share: float) -> bool:
         """Tell whether hardly less was refused than of requests that were sent faster: the rate is not the cause."""
-        return self.share_before > 0 and share >= self.share_before / 2
+        return self.before.share > 0 and share >= self.before.share / 2
 
     def shows_rate(self, share: float, chance: float) -> bool:
         """Tell whether no more was refused than by chance."""

@@ -11,8 +11,8 @@ from llmfilter.server.limit.ceiling import OWED, SILENT_S, Ceiling
 from llmfilter.server.limit.chance import Chance
 from llmfilter.server.limit.history import KEPT, History, Ticket
 from llmfilter.server.limit.pace import Pace
-from llmfilter.server.limit.probing import AFTER_MOST_S, AWAY_MOST_S, HANGS_S, Probing
-from llmfilter.server.limit.trial import MOST, SLACK, TRIAL, TRIAL_UNSURE, Trial
+from llmfilter.server.limit.probing import AFTER_MOST_S, AWAY, AWAY_MOST_S, FULL, HANGS_S, WINDOW, Probing
+from llmfilter.server.limit.trial import MOST, SLACK, TRIAL, TRIAL_UNSURE, Faster, Trial
 
 SETTLE_S = 0.1
 
@@ -175,7 +175,7 @@ def test_a_short_trial_can_be_made_a_whole_one() -> None:
 def test_a_trial_shows_chance_where_hardly_less_is_refused_than_before_and_a_rate_where_nothing_else_is(
     share: float, share_before: float, chance: float, shows: str
 ) -> None:
-    trial = Trial(0.0, 0, 10 * MOST, 10.0, share_before, 12.0)
+    trial = Trial(0.0, 0, 10 * MOST, 10.0, Faster(share_before, 12.0))
     assert trial.count == MOST
     found = "chance" if trial.shows_chance(share) else "rate" if trial.shows_rate(share, chance) else "neither"
     assert found == shows
@@ -240,15 +240,15 @@ def test_a_pace_goes_up_from_what_chance_leaves_in_steps_that_double() -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_away", "is_window", "pauses"),
+    ("cause", "pauses"),
     [
-        (False, False, [0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 2.5]),
-        (False, True, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]),
-        (True, False, [0.1, 0.2, 0.4, 0.8, 1.6, AWAY_MOST_S, AWAY_MOST_S]),
+        (FULL, [0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 2.5]),
+        (WINDOW, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]),
+        (AWAY, [0.1, 0.2, 0.4, 0.8, 1.6, AWAY_MOST_S, AWAY_MOST_S]),
     ],
 )
-def test_pauses_between_probes_double(is_away: bool, is_window: bool, pauses: list[float]) -> None:
-    probing, now, found = Probing(0.0, 0, is_away, is_window, 0.0, None), 0.0, []
+def test_pauses_between_probes_double(cause: str, pauses: list[float]) -> None:
+    probing, now, found = Probing(0.0, 0, cause), 0.0, []
     for _ in pauses:
         found.append(probing.ready_at(now) - now)
         now = probing.ready_at(now)
@@ -258,7 +258,7 @@ def test_pauses_between_probes_double(is_away: bool, is_window: bool, pauses: li
 
 
 def test_a_long_outage_is_probed_more_rarely() -> None:
-    probing, now = Probing(0.0, 0, False, False, 0.0, None), 300.0
+    probing, now = Probing(0.0, 0), 300.0
     for _ in range(10):
         probing.failed(now)
     assert probing.ready_at(now) - now == 20  # a fifteenth of it
@@ -266,14 +266,14 @@ def test_a_long_outage_is_probed_more_rarely() -> None:
 
 @pytest.mark.parametrize(("after_s", "wait_s"), [(0.0, 0.1), (5.0, 5.0), (500.0, AFTER_MOST_S)])
 def test_what_the_server_asks_for_replaces_the_pause(after_s: float, wait_s: float) -> None:
-    probing = Probing(0.0, 0, False, False, 0.0, after_s)
+    probing = Probing(0.0, 0, after_s=after_s)
     assert probing.ready_at(0.0) == wait_s
     probing.failed(100.0, after_s)
     assert probing.ready_at(100.0) == 100 + wait_s
 
 
 def test_a_probe_that_hangs_is_followed_by_another() -> None:
-    away, full = (Probing(0.0, 0, is_away, False, 0.0, None) for is_away in (True, False))
+    away, full = (Probing(0.0, 0, cause) for cause in (AWAY, FULL))
     for probing in (away, full):
         probing.sent(1.0)
     assert away.ready_at(1.0) == 1 + HANGS_S and away.survived_at(0.1) == math.inf

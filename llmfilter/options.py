@@ -237,12 +237,15 @@ def _budget(text: str) -> float:
     return _number(text, 1) if text.isdigit() else _amount(text, "a number of tokens, or with --price of money,")
 
 
+_PRICE_MOST = 1e12  # in any currency
+
+
 def _price(text: str) -> "Price":
     from llmfilter.stats import Price  # takes 10 ms, for which --help need not wait
 
     try:
         prices = [float(each) for each in text.split(",")]
-        if len(prices) in (2, 3) and all(0 <= each < math.inf for each in prices):
+        if len(prices) in (2, 3) and all(0 <= each <= _PRICE_MOST for each in prices):
             return Price(prices[0], prices[1], prices[2] if len(prices) == 3 else prices[0])
     except ValueError:
         pass

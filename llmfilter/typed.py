@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,9 @@ def check_utf8(option: str, text: str) -> None:
 def read_file(option: str, path: str, else_: str = "") -> str:
     """Return a file's text, UTF-8 whatever the locale; else_: what to say beside where there is none of that name."""
     try:
+        status = os.stat(path)
+        if stat.S_ISFIFO(status.st_mode) and os.path.samestat(status, os.fstat(0)):
+            raise UsageError(f"{option} {printable(path)}: this is stdin, which the records come through: name a file")
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         way_out = else_ if error.errno in _NO_FILE else ""

@@ -160,21 +160,27 @@ def _reasoning(message: dict[str, Any]) -> str | None:
 
 
 def parse_usage(usage: Any) -> Usage:
-    """Return the tokens in a completion's `usage`, in any dialect; 0 where the server does not say.
+    """Return the tokens in a completion's `usage`, in any dialect; none where the server does not say.
 
+    One count that is no number makes all of them none: a budget would be kept by a part of what is billed.
     What only the total has (xAI's and Gemini's reasoning) is completion.
     """
     if not isinstance(usage, dict):
         return Usage()
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     total = _count(usage.get("total_tokens"))
+    if prompt is None or completion is None or total is None:
+        return Usage()
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    cached = cached or _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek's
+    cached = cached or _count(usage.get("prompt_cache_hit_tokens")) or 0  # DeepSeek's
     return Usage(prompt, max(completion, total - prompt), min(cached, prompt))
 
 
-def _count(tokens: Any) -> int:
+def _count(tokens: Any) -> int | None:
+    """Return a number of tokens, 0 where there is none; None where that is no number of tokens."""
+    if tokens is None:
+        return 0
     if type(tokens) is float and tokens.is_integer():
         tokens = int(tokens)
-    return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MOST else 0
+    return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MOST else None

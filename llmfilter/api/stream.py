@@ -21,7 +21,8 @@ BYTES_MOST = 16 << 20  # of a completion
 _OPTIONS = b',"stream_options":{"include_usage":true}'
 # Named as what is wrong, not as a key of the request that an error quotes.
 _REFUSED = re.compile(rb"""stream_options(?!\\?["']\s*:)""")
-_START = re.compile(rb"\s*(?:data|event|id|retry|error)?:")
+_BOM = b"\xef\xbb\xbf"  # may come first, and is no part of the stream: WHATWG HTML, 9.2.6
+_START = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry|error)?:" % _BOM)
 _WHOLE = {"role", "id", "type", "name"}  # strings that come in one piece, from some servers with every chunk
 _loads = orjson.loads
 _LOOK_BYTES = 1 << 20  # of a stream, between two looks at the size of what is kept of it
@@ -57,6 +58,7 @@ class Stream:
 
     def __init__(self, bytes_most: int = BYTES_MOST) -> None:
         self._bytes_most = bytes_most
+        self._has_begun = False
         self._line: list[bytes] = []  # what has come of a line that is not whole yet
         self._look_in_bytes = _LOOK_BYTES
         self._top: dict[str, Any] = {}
@@ -70,6 +72,9 @@ class Stream:
 
     def feed(self, data: bytes) -> None:
         """Take what has come; raise Faulty where that is an error, RowError where it becomes too large."""
+        if not self._has_begun:
+            data = data.lstrip(_BOM)
+            self._has_begun = data != b""
         lines = data.split(b"\n")
         if self._line or lines[-1]:
             self._keep_rest(lines)

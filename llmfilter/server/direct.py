@@ -68,6 +68,7 @@ class Connection(ResponseHandler):
         self.is_used = False
         self.free_since = 0.0
         self._answer: asyncio.Future[Answer] | None = None
+        self._body: StreamReader | None = None  # of an answer whose head was handed over
         self._is_parsed = False  # the parser has had a part of this answer
         self._due = 0.0
         self._alarm: asyncio.TimerHandle | None = None
@@ -79,6 +80,7 @@ class Connection(ResponseHandler):
         not there at `due` (on the loop's clock), HttpProcessingError, and what aiohttp and sockets raise.
         """
         answer = self._answer = self._loop.create_future()
+        self._body = None
         self._due = due
         self._is_parsed = False
         if self._alarm is None:  # one for many exchanges
@@ -92,7 +94,7 @@ class Connection(ResponseHandler):
     @property
     def is_idle(self) -> bool:
         """Return whether nobody waits for anything from it."""
-        return self._answer is None and (self._payload is None or self._payload.is_eof())
+        return self._answer is None and (self._body is None or self._body.is_eof())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set up the parser, which reads all answers."""
@@ -109,8 +111,10 @@ class Connection(ResponseHandler):
         """Take an ordinary answer; parse another; break off where nothing was asked for."""
         if self._answer is not None and not self._is_parsed:
             head = _ORDINARY.match(data)
-            if head and len(data) - head.end() == int(head[1]):
-                self._hand_over(data[head.end() :])
+            if head and len(data) >= (end := head.end() + int(head[1])):
+                if data[end:].strip(b"\r\n"):
+                    self.force_close()  # that came unasked
+                self._hand_over(data[head.end() : end])
                 return
             self._is_parsed = True
         elif data and self.is_idle:
@@ -125,6 +129,7 @@ class Connection(ResponseHandler):
         if self._answer is None:
             self.force_close()  # it came behind the answer, unasked
         else:
+            self._body = data[1]
             self._hand_over(data)
 
     def _hand_over(self, answer: Answer) -> None:
@@ -138,11 +143,13 @@ class Connection(ResponseHandler):
             super().resume_reading(*args, **kwargs)
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """Tell who waits for an answer that none will come."""
+        """Tell who waits for an answer, or reads its body, that no more will come."""
         super().set_exception(exc, *cause)
         if self._answer and not self._answer.done():
             self._answer.set_exception(exc)
         self._answer = None
+        if self._body and not self._body.is_eof() and self._body.exception() is None:  # aiohttp tells only some
+            self._body.set_exception(exc if isinstance(exc, Overdue) else aiohttp.ClientPayloadError(str(exc)))
 
     def _look_last(self) -> None:
         """Read once more, at the due time: after a halt of the whole process timers run before sockets are read."""
@@ -159,8 +166,6 @@ class Connection(ResponseHandler):
         if self.is_idle or due != self._due:
             self._look_last()
             return
-        if self._payload:
-            self._payload.set_exception(Overdue())
         self.set_exception(Overdue())
         self.abort()
 

@@ -9,7 +9,7 @@ server has had time to think is a failure.
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ FINAL_BODY_S = 1.0  # where the status ends the run
 END_S = 1.0  # for the end of an answer, once the stream in it has ended
 STALE_S = 0.5  # a connection that breaks later was not closed before
 CLOSE_S = 1.0
+WATCH_S = 1.0  # between looks at whether a connection is still there
 
 
 class Reply(NamedTuple):
@@ -157,7 +158,8 @@ class Wire:
                 )
                 try:
                     came = _stream_in(response.status, response.headers)
-                    content = await _read(response.content, response.status, due, came)
+                    with self._watched(response):
+                        content = await _read(response.content, response.status, due, came)
                 finally:
                     response.close()
         except BaseException as error:
@@ -184,6 +186,25 @@ class Wire:
             if not scope.expired():
                 raise
             raise Abandoned if self._is_draining and is_unsent else direct.Overdue from None
+
+    @contextlib.contextmanager
+    def _watched(self, response: aiohttp.ClientResponse) -> Iterator[None]:
+        """Tell who reads a body when its connection is gone: aiohttp doesn't, where bytes of it were not valid."""
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            content, connection = response.content, response.connection
+            if connection and connection.closed and not content.is_eof() and content.exception() is None:
+                content.set_exception(aiohttp.ClientPayloadError())
+            else:
+                timer = self._loop.call_later(WATCH_S, look)
+
+        timer = self._loop.call_later(WATCH_S, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _session_for(self, is_again: bool) -> aiohttp.ClientSession:
         if not is_again:
@@ -301,7 +322,7 @@ def _check(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
     is_error = status != 200
     most = ERROR_BYTES_MAX if is_error else BODY_BYTES_MAX
     encoding = headers.get("Content-Encoding")
-    if encoding and len(body) <= most and (encoding := encoding.strip().lower()) not in ("", "identity"):
+    if encoding and (is_error or len(body) <= most) and (encoding := encoding.strip().lower()) not in ("", "identity"):
         body = _unpack(body, encoding, most + 1, is_error)
     if len(body) <= most:
         return body

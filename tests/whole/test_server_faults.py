@@ -14,7 +14,7 @@ import pytest
 from program import ASK, COMMAND, Programs, rows
 from server import Reply, Request, Response, Server, completion, echo, error
 
-from llmfilter.server.exchange import BODY_BYTES_MAX
+from llmfilter.server.exchange import BODY_BYTES_MAX, ERROR_BYTES_MAX
 
 pytestmark = pytest.mark.each_way
 GOOD = completion({"answer": 1})
@@ -83,6 +83,22 @@ def test_a_fault_of_the_server_becomes_an_error_line(name: str, server: Server, 
     assert run.said == [] and b"Traceback" not in run.stderr and b"\x1b" not in run.stderr and b"\x9b" not in run.stderr
 
 
+@pytest.mark.parametrize("status", ["200 OK", "500 Oh"])
+def test_a_body_that_breaks_behind_its_head_is_a_failure_at_once(
+    status: str, server: Server, program: Programs
+) -> None:
+    async def broken(request: Request) -> AsyncIterator[bytes]:
+        yield f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        await asyncio.sleep(0.01)  # so that the head is read alone
+        yield b"<html>\r\n"
+
+    server.answer = lambda request: GOOD if request.prompt == "good" else broken(request)
+    run = program.run(*ASK, "-j", "1", "-r", "1", input=rows(["good", 1, "good", 2]))
+    assert (run.status, len(run.rows)) == (1, 2)
+    assert [line["attempts"] for line in run.errors] == [2, 2]
+    assert all(("broke" if status == "200 OK" else "HTTP 500") in line["message"] for line in run.errors)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_an_answer_that_is_compressed_though_not_asked_for_is_read(
     encoding: str, server: Server, program: Programs
@@ -127,6 +143,16 @@ def test_an_error_is_judged_by_its_status_however_large_it_is(
     assert (line["error"], line["status"], line["attempts"]) == ("http", status, 1 if status == 400 else 2)
     assert line["message"].startswith(f"HTTP {status}: ") and len(line["message"]) <= 220
     assert len(run.stderr) < 10_000
+
+
+def test_what_a_packed_error_says_is_told_however_large_it_is(server: Server, program: Programs) -> None:
+    body = gzip.compress(b'{"error": {"message": "no"}, "more": "%b"}' % random.randbytes(100_000).hex().encode())
+    assert len(body) > ERROR_BYTES_MAX
+    head = f"HTTP/1.1 400 No\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    server.answer = lambda request: GOOD if request.prompt == "first" else head + body
+    run = program.run(*ASK, "-j", "1", input=rows(["first", 1]))
+    [line] = run.errors
+    assert line["message"].startswith('HTTP 400: {"error": {"message": "no"}')  # its end is not read
 
 
 @pytest.mark.parametrize("status", [200, 400, 429, 500, 503])

@@ -35,6 +35,7 @@ WRONG: list[tuple[Sequence[str], dict[str, str | None], Sequence[str]]] = [
     ([*ASK, "--timeout", "0"], {}, ["--timeout", "'0' is not a number of seconds above 0"]),
     ([*ASK, "--timeout", "nan"], {}, ["--timeout"]),
     ([*ASK, "--rpm", "inf"], {}, ["--rpm"]),
+    ([*ASK, "--price", "1e308,1e308"], {}, ["--price", "'1e308,1e308'"]),
     ([*ASK, "-o", "max_tokens"], {}, ["-o 'max_tokens'", "KEY=VALUE"]),
     ([*ASK, "-o", "messages=[]"], {}, ["-o messages", "use -p and -s"]),
     ([*ASK, "-o", "model=x"], {}, ["-o model", "use -m"]),
@@ -448,6 +449,13 @@ def test_stats_count_what_happened(program: Programs, server: Server) -> None:
             "saved": {"prompt": 14, "cached_prompt": 0, "completion": 6},
         },
     }
+
+
+@pytest.mark.parametrize("args", [["-p", "/dev/stdin"], [*ASK, "-s", "@/proc/self/fd/0"]])
+def test_a_prompt_does_not_come_through_the_records_pipe(args: list[str], program: Programs, server: Server) -> None:
+    run = program.run(*args, input=rows([1]))
+    assert (run.status, len(run.said), server.requests) == (2, 1, [])
+    assert "this is stdin, which the records come through" in run.said[0]
 
 
 @pytest.mark.parametrize(

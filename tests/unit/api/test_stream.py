@@ -43,6 +43,13 @@ def test_a_stream_may_be_cut_anywhere(name: str) -> None:
         assert put(body[:at], body[at:]) == expected
 
 
+def test_a_byte_order_mark_before_a_stream_is_none_of_it() -> None:
+    body, expected = STREAMS["CRLF"]
+    body = b"\xef\xbb\xbf" + body
+    assert is_stream(body) and put(body) == expected
+    assert put(*(body[at : at + 1] for at in range(len(body)))) == expected
+
+
 @pytest.mark.parametrize(("body", "message", "text"), BROKEN.values(), ids=BROKEN)
 def test_a_stream_that_is_not_whole_is_no_answer(body: bytes, message: str, text: str | None) -> None:
     for pieces in ([body], [body[at : at + 1] for at in range(len(body))]):

@@ -194,7 +194,6 @@ HEADS = {
     "a name with a space": (b"Content-Length: 2\r\nX Y: 1\r\n", False),
     "folded": (b"Content-Length: 2\r\nX: 1\r\n Transfer-Encoding: chunked\r\n", False),
     "not ASCII": (b"Content-Length: 2\r\nX: \xc3\xa9\r\n", False),
-    "a body that is longer": (b"Content-Length: 1\r\n", False),
     "a body that is shorter": (b"Content-Length: 3\r\n", False),
 }
 
@@ -224,7 +223,7 @@ def test_wherever_it_is_cut_an_answer_has_the_same_body(fields: bytes) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("parts", [(OK + OK,), (OK, OK), (OK, b"junk"), (OK, b"H")])
+@pytest.mark.parametrize("parts", [(OK + OK,), (OK + b"\n\n<!-- x -->",), (OK, OK), (OK, b"junk"), (OK, b"H")])
 def test_what_comes_unasked_ends_the_connection(parts: tuple[bytes, ...]) -> None:
     async def main() -> None:
         connection, _ = connect()
@@ -233,6 +232,38 @@ def test_what_comes_unasked_ends_the_connection(parts: tuple[bytes, ...]) -> Non
             connection.data_received(data)
         assert await body_of(answer.result()) == BODY
         assert connection.should_close or connection.transport is None
+
+    run(main())
+
+
+def test_a_newline_behind_an_answer_is_nothing() -> None:
+    async def main() -> None:
+        connection, _ = connect()
+        assert await ask(connection, 1, parts=(OK + b"\r\n",)) == BODY
+        assert await ask(connection, 1) == BODY
+
+    run(main())
+
+
+CHUNKED = START + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"2\r\n{}XX\r\n0\r\n\r\n", b"2\r\n{}\r\nzz\r\n", b"2;\0\r\n{}\r\n"])
+@pytest.mark.parametrize("is_read", [True, False], ids=["while it is read", "before it is read"])
+def test_who_reads_a_body_that_breaks_is_told(rest: bytes, is_read: bool) -> None:
+    async def main() -> None:
+        connection, _ = connect()
+        answer = connection.ask(b"?", TIMEOUT_S)
+        connection.data_received(CHUNKED)
+        body = asyncio.ensure_future(body_of(answer.result()))
+        if is_read:
+            await asyncio.sleep(0)
+        for byte in rest:
+            if connection.transport:
+                connection.data_received(bytes([byte]))
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await body
+        assert connection.should_close
 
     run(main())
 

@@ -162,15 +162,15 @@ def _reasoning(message: dict[str, Any]) -> str | None:
 def parse_usage(usage: Any) -> Usage:
     """Return the tokens in a completion's `usage`, in any dialect; none where the server does not say.
 
-    One count that is no number makes all of them none: a budget would be kept by a part of what is billed.
+    Where one of the two that are billed is no number, both count as none: a budget would be kept by a part.
     What only the total has (xAI's and Gemini's reasoning) is completion.
     """
     if not isinstance(usage, dict):
         return Usage()
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    total = _count(usage.get("total_tokens"))
-    if prompt is None or completion is None or total is None:
+    if prompt is None or completion is None:
         return Usage()
+    total = _count(usage.get("total_tokens")) or 0
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
     cached = cached or _count(usage.get("prompt_cache_hit_tokens")) or 0  # DeepSeek's

@@ -28,7 +28,6 @@ FINAL = {401, 402, 407}  # these end the run, whatever the body says
 _OVERDUE = {408, 504, 522, 524}
 _ENDLESS = "-o max_tokens=N for a model that does not stop"
 NEVER = {501, 505}  # not implemented: the same request won't be the next time either
-_YEAR_S = 365 * 86400.0  # nobody waits longer
 _LIST_MOST = 20  # of what a server lists as wrong
 F = TypeVar("F", bound=Fault)
 
@@ -256,7 +255,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
         if 0 <= wait_s < float("inf"):
-            return min(wait_s, _YEAR_S)
+            return wait_s
     if "retry-after" not in headers:
         return None
     from email.utils import parsedate_to_datetime  # takes 4 ms to import, and is hardly ever needed

@@ -133,7 +133,7 @@ class Client:
         self._tell_limit(fault, ticket, is_own)
         if fault.is_refusal and (fault.after_s or 0) > LIMIT_S:
             return RunError(
-                f"the server asks to wait {fault.after_s:.0f} s ({fault.message}): "
+                f"the server asks to wait {fault.after_s:.10g} s ({fault.message}): "
                 "give the same command again after that"
             )
         if self.limit.stuck_s >= SAID_AFTER_S and not is_own and (fault.is_refusal or self.limit.is_away):

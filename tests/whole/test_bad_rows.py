@@ -112,3 +112,13 @@ def test_whatever_is_bad_about_some_rows_the_others_take_no_longer(
     assert good_at[-1] - good_at[0] <= 1.2 * count * 0.1 / 14 + 1
     assert time.monotonic() - started < 60
     assert json.loads((program.folder / "stats.json").read_text())["requests"] == len(server.requests)
+
+
+@pytest.mark.parametrize(("after", "said"), [("700", "asks to wait 700 s ("), ("9" * 23, "asks to wait 1e+23 s (")])
+def test_a_wait_that_nobody_waits_for_ends_the_run_and_is_told(
+    after: str, said: str, program: Programs, server: Server
+) -> None:
+    server.answer = lambda request: error(429, "later", {"Retry-After": after})
+    run = program.run(*ASK, input=rows([1]))
+    assert (run.status, run.rows, len(server.requests)) == (3, [], 1)
+    assert said in run.said[0]

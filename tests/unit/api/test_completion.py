@@ -63,6 +63,7 @@ def test_a_stored_completion_of_parts_reads_back() -> None:
         ({"prompt_tokens": 1.5, "completion_tokens": "3"}, (0, 0)),
         ({"prompt_tokens": 2**40, "completion_tokens": 1}, (0, 0)),  # a part would be kept for the whole
         ({"prompt_tokens": 7.5, "completion_tokens": 1}, (0, 0)),
+        ({"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": "8"}, (7, 1)),
         ({"prompt_tokens": 7.0, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": "x"}}, (7, 1)),
         ({}, (0, 0)),
         (None, (0, 0)),

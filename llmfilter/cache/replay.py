@@ -14,13 +14,12 @@ from zlib import adler32
 from orjson import loads
 
 from llmfilter.answers.checks import Answer, Checks
-from llmfilter.cache.stored import HEADER, KEYS_AT, SUM_BYTES, is_whole, parse_content, usage_of
+from llmfilter.cache.stored import HEADER, KEYS_AT, SUM_BYTES, parse_content, usage_of
 from llmfilter.errors import RowError
 from llmfilter.jsontext import Row, splice
 from llmfilter.stats import Stats
 
 Outcome = bytes | RowError | None  # a row's line; what today's checks say of its stored answer; nothing sound is stored
-_PARTS = 8  # of a block that is not plain as a whole
 
 
 @lru_cache(1000)  # the answers to one prompt mostly have the same keys
@@ -42,22 +41,16 @@ class Replay:
 
         This may be fewer than `rows`: a look-up stops after 1 MB, and the caller then asks for the rest.
         """
-        count = len(found)
-        if not self._is_plain or not any(found):
-            return [*map(self._outcome, rows, keys, found)]
-        if lines := self._plain_lines(rows[:count], keys, cast(Sequence[bytes], found)):
-            return lines
-        if count == 1:
-            return [self._outcome(rows[0], keys[0], found[0])]
-        step = max(1, count // _PARTS)
-        parts = [slice(at, at + step) for at in range(0, count, step)]
-        return [*chain(*[self.outcomes(rows[part], keys[part], found[part]) for part in parts])]
+        lines = None
+        if self._is_plain and None not in found:
+            lines = self._plain_lines(rows[: len(found)], keys, cast(Sequence[bytes], found))
+        return lines or self._one_by_one(rows, keys, found)
 
     def _plain_lines(self, rows: Sequence[Row], keys: Sequence[bytes], found: Sequence[bytes]) -> list[Outcome] | None:
         """Return the lines of rows whose answers all are whole, and go into their records as they are; else None."""
         try:
             headers = list(map(HEADER.unpack_from, found))
-        except (TypeError, struct.error):  # one was not found, or is cut off
+        except struct.error:  # one is cut off
             return None
         sums, versions, keys_ends, starts, ends, *tokens = zip(*headers, strict=True)
         if not KEYS_AT.keys() >= {*versions}:
@@ -78,17 +71,37 @@ class Replay:
         self._stats.count_replays(len(found), usage_of(versions, *tokens))
         return [raw[:-1] + tail.encode() for raw, tail in zip(raws, tails, strict=True)]
 
-    def _outcome(self, row: Row, key: bytes, stored: bytes | None) -> Outcome:
-        if stored is None or not is_whole(key, stored):
-            return None
-        _, version, keys_end, start, end, *tokens = HEADER.unpack_from(stored)
-        try:
-            answer = self._checks.judge(*parse_content(stored, keys_end, start, end))
-            line = self.join(*row, answer, stored[keys_end:])
-        except RowError as fault:
-            return fault
-        self._stats.count_replays(1, usage_of([version], *zip(tokens)))
-        return line
+    def _one_by_one(self, rows: Sequence[Row], keys: Sequence[bytes], found: Sequence[bytes | None]) -> list[Outcome]:
+        """Return the outcomes of rows that are not all plain; those that are take the short way here too."""
+        outcomes: list[Outcome] = []
+        headers: list[tuple[int, ...]] = []
+        line: Outcome
+        for (number, raw, record), key, stored in zip(rows, keys, found, strict=False):
+            if stored is None or len(stored) < HEADER.size:
+                outcomes.append(None)
+                continue
+            header = HEADER.unpack_from(stored)
+            sum_, version, keys_end, start, end, *_ = header
+            keys_at = KEYS_AT.get(version)
+            if sum_ != adler32(stored[SUM_BYTES:], adler32(key)) or keys_at is None:
+                outcomes.append(None)
+                continue
+            names = stored[keys_at:keys_end]
+            if self._is_plain and names and record and record.keys().isdisjoint(_parse_keys(names)):
+                line = b"".join((raw[:-1], b",", loads(stored[start:end]).encode()[1:], b"\n"))
+            else:
+                try:
+                    answer = self._checks.judge(*parse_content(stored, keys_end, start, end))
+                    line = self.join(number, raw, record, answer, stored[keys_end:])
+                except RowError as fault:
+                    outcomes.append(fault)
+                    continue
+            outcomes.append(line)
+            headers.append(header)
+        if headers:
+            _, versions, _, _, _, *tokens = zip(*headers, strict=True)
+            self._stats.count_replays(len(headers), usage_of(versions, *tokens))
+        return outcomes
 
     def join(self, number: int, raw: bytes, record: dict[str, Any], answer: Answer, body: bytes) -> bytes:
         """Return the line of a row whose answer came in this response's body."""

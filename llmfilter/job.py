@@ -73,6 +73,9 @@ def read_templates(args: Namespace) -> tuple[Template | None, Template | None]:
 
 async def ask_for_model(args: Namespace, endpoint: Endpoint) -> str:
     """Return the only model that the server has."""
+    from llmfilter.server.tls import load_aiohttp
+
+    load_aiohttp(endpoint)
     from llmfilter.server.models import only_model
 
     return await only_model(endpoint, args.timeout, is_dry(args))
@@ -103,6 +106,9 @@ def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mo
     from llmfilter.modes.ask import Ask
 
     def connect(run: Run) -> "Client":
+        from llmfilter.server.tls import load_aiohttp
+
+        load_aiohttp(endpoint)
         from llmfilter.server.client import Client
         from llmfilter.server.exchange import Wire
         from llmfilter.server.limit.turns import Limit

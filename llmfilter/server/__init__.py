@@ -3,5 +3,5 @@
 Promises: what was sent is counted, what was not is abandoned when the run ends; what a server says in an
 error is masked and bounded before it leaves this room; an answer is never altered.
 May import: the leaves, api.
-Keeps to itself: aiohttp (`exchange`, `direct`, `network`), and how a limit is found (`limit`).
+Keeps to itself: aiohttp (`tls`, `exchange`, `direct`, `network`), and how a limit is found (`limit`).
 """

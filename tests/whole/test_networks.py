@@ -15,7 +15,7 @@ from shutil import which
 from typing import Self
 
 import pytest
-from program import ASK, Program, Programs, rows
+from program import ASK, COMMAND, Program, Programs, may_trace, rows
 from server import PATIENCE_S, Response, Server, completion, echo
 
 KEY = "sk-of-the-server-0123456789"
@@ -249,16 +249,18 @@ def test_a_server_with_tls_is_asked_through_one_tunnel(
     assert [request.path for request in server.requests] == ["/v1/chat/completions"] * 3
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_proxy_itself_may_speak_tls(
-    program: Programs, server: Server, certificate: Path, tls: ssl.SSLContext
+    program: Programs, server: Server, certificate: Path, tls: ssl.SSLContext, scheme: str
 ) -> None:
     with Proxy(tls=tls) as proxy, Relay(server.port, tls=tls) as secure:
         environ = {
-            "HTTPS_PROXY": f"https://127.0.0.1:{proxy.port}",
+            "ALL_PROXY": f"https://127.0.0.1:{proxy.port}",
             "SSL_CERT_FILE": str(certificate / "cert.pem"),
         }
-        check_answered(ask(program, f"https://{NAME}:{secure.port}/v1", **environ))
-    assert len(proxy.asked) == 1
+        port = secure.port if scheme == "https" else server.port
+        check_answered(ask(program, f"{scheme}://{NAME}:{port}/v1", **environ))
+    assert len(proxy.asked) == (1 if scheme == "https" else 3)
 
 
 @pytest.mark.parametrize("header", ["Authorization: Bearer $MINE", "api-key: $MINE", None])
@@ -378,6 +380,26 @@ def test_ssl_cert_file_names_the_authority_to_trust(
     with Relay(server.port, tls=tls) as secure:
         url = f"https://localhost:{secure.port}/v1"
         check_answered(ask(program, url, SSL_CERT_FILE=str(certificate / "cert.pem")))
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is not here, or may not trace")
+def test_certificates_are_read_only_for_a_server_with_tls(
+    program: Programs, server: Server, certificate: Path, tls: ssl.SSLContext
+) -> None:
+    file, log = certificate / "cert.pem", program.folder / "log"
+    strace = ["strace", "-f", "-qq", "-e", "trace=openat", "-P", str(file), "-o", str(log)]
+    with Relay(server.port, tls=tls) as secure:
+        for url in (f"http://localhost:{server.port}/v1", f"https://localhost:{secure.port}/v1"):
+            run = program.run(
+                *ASK,
+                "-u",
+                url,
+                input=rows(range(3)),
+                env={"SSL_CERT_FILE": str(file)},
+                command=[*strace, *COMMAND],
+            )
+            check_answered(run)
+            assert (file.name in log.read_text()) == url.startswith("https")
 
 
 @pytest.mark.parametrize("is_proxied", [False, True], ids=["direct", "tunnel"])

@@ -65,33 +65,30 @@ def parse_completion(body: bytes) -> Completion:
     """Return the completion in a body; raise Faulty where there is none."""
     try:
         document = parse_json(body)
-    except ValueError as fault:
+    except ValueError as error:
         if is_stream(body):  # whether asked for or not
             return parse_completion(put_together(body))
         shape = _PAGE if body.lstrip()[:1] == b"<" else None
-        raise Faulty(f"the answer is not JSON: {fault}", body, shape=shape) from None
+        raise Faulty(f"the answer is not JSON: {error}", body, shape=shape) from None
     if not isinstance(document, dict):
         raise Faulty("the answer is not a JSON object", body, document, _ANY_SHAPE)
     choices = document.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
     if document.get("error") is not None and not (choice and document["error"] in _NO_ERROR):
         raise _sent_error(document, body)
-    if not isinstance(choice, dict) or not isinstance(choice.get("message", 0), dict | None):
+    message = choice["message"] if isinstance(choice, dict) and "message" in choice else False
+    if not (isinstance(message, dict) or message is None):  # null where Gemini has withheld it
         if document.get("errors"):
             raise _sent_error(document, body)
         shape = next(((what, way) for keys, what, way in _SHAPES if keys <= document.keys()), _ANY_SHAPE)
         is_blank = "choices" in document and not choice  # what it was is not to be seen
         raise Faulty("the answer has no choices", body, document, None if is_blank else shape)
-    message = choice.get("message") or {}  # null where Gemini has withheld it
+    message = message or {}
     content = _content(message.get("content"), body)
     reason = finish_reason(choice)
-    return Completion(
-        body,
-        content,
-        parse_usage(document.get("usage")),
-        _fault(reason, choice, message, content, body),
-        None if reason in _KNOWN else _NOTICE.format(printable(reason, 100)),
-    )
+    fault = _fault(reason, choice, message, content, body)
+    notice = None if reason in _KNOWN else _NOTICE.format(printable(reason, 100))
+    return Completion(body, content, parse_usage(document.get("usage")), fault, notice)
 
 
 def _sent_error(document: dict[str, Any], body: bytes) -> Faulty:
@@ -179,8 +176,8 @@ def parse_usage(usage: Any) -> Usage:
 
 def _count(tokens: Any) -> int | None:
     """Return a number of tokens, 0 where there is none; None where that is no number of tokens."""
-    if tokens is None:
-        return 0
+    if type(tokens) is int and 0 <= tokens <= TOKENS_MOST:
+        return tokens
     if type(tokens) is float and tokens.is_integer():
-        tokens = int(tokens)
-    return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MOST else None
+        return _count(int(tokens))
+    return 0 if tokens is None else None

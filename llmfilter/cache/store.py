@@ -9,7 +9,7 @@ import errno
 import os
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,13 +66,13 @@ class NoCache:
         """Return the value under each key, or None; for the first keys only where values are large."""
         return [None] * len(keys)
 
-    async def put(self, key: bytes, completion: Completion, answer: Answer | None = None) -> bool:
-        """Return when a completion is on the disk, or False when it can't be; answer: found in it, if that is known."""
-        return True
+    def put(self, key: bytes, completion: Completion, answer: Answer | None = None) -> Awaitable[bool]:
+        """Return True once a completion is on the disk, or False; answer: found in it, if that is known."""
+        return _known(True)
 
-    async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
-        """Return when values under their keys are all on the disk, or False when they can't be."""
-        return True
+    def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> Awaitable[bool]:
+        """Return True once values under their keys are all on the disk, or False."""
+        return _known(True)
 
     def close(self) -> None:
         """To be called when nothing waits to be stored."""
@@ -106,20 +106,20 @@ class Cache(NoCache):
             self._fail(error)
             return [None] * len(keys)
 
-    async def put(self, key: bytes, completion: Completion, answer: Answer | None = None) -> bool:
+    def put(self, key: bytes, completion: Completion, answer: Answer | None = None) -> Awaitable[bool]:
         """As in NoCache."""
-        return await self.put_all([(key, pack(key, completion, answer))])
+        return self.put_all([(key, pack(key, completion, answer))])
 
-    async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> bool:
+    def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> Awaitable[bool]:
         """As in NoCache."""
         if not pairs:
-            return True
+            return _known(True)
         if self._fault and not self._may_try_again():
-            return False
+            return _known(False)
         stored = self._loop.create_future()
-        waiting = [None] * (len(pairs) - 1)
-        self._commits.add([(*pair, each) for pair, each in zip(pairs, [*waiting, stored], strict=True)])
-        return bool(await stored)
+        *others, last = pairs
+        self._commits.add([*[(*pair, None) for pair in others], (*last, stored)])
+        return stored
 
     def _may_try_again(self) -> bool:
         """Open the folder anew, since LMDB gives one up that could not be written; return whether it can be used."""
@@ -192,6 +192,10 @@ class Cache(NoCache):
         """To be called when nothing waits to be stored."""
         if self._env:
             self._env.close()
+
+
+async def _known(is_stored: bool) -> bool:
+    return is_stored
 
 
 def first_views(views: Sequence[memoryview | None]) -> list[memoryview | None]:

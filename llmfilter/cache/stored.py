@@ -30,17 +30,18 @@ _KEYS_BYTES_MOST = 1000
 
 def pack(key: bytes, completion: Completion, answer: tuple[bytes, Mapping[str, Any]] | None = None) -> bytes:
     """Return a completion as it is stored under a key; answer: the object found in it, and its keys, if known."""
-    version = 5 if completion.usage.cached else 4
+    body, content, usage, fault, _ = completion
+    version = 5 if usage.cached else 4
     keys_at = KEYS_AT[version]
-    body, literal = completion.body, dump_text(completion.content)
+    literal = dump_text(content)
     # Wherever it stands: equal bytes read back as equal text. A fault is found by parsing the body.
-    at = -1 if completion.fault else body.find(literal)
+    at = -1 if fault else body.find(literal)
     keys, start, end = b"", 0, 0
     if at >= 0:
-        keys = _keys(completion.content, *answer) if answer else b""
+        keys = _keys(content, *answer) if answer else b""
         start = keys_at + len(keys) + at
         end = start + len(literal)
-    header = HEADER.pack(0, version, keys_at + len(keys), start, end, *completion.usage)
+    header = HEADER.pack(0, version, keys_at + len(keys), start, end, *usage)
     summed = header[SUM_BYTES:keys_at] + keys + body
     return adler32(summed, adler32(key)).to_bytes(SUM_BYTES, "little") + summed
 

@@ -93,9 +93,16 @@ class Ask:
         requests.free_slot()
 
     async def _complete(self, request: Request) -> None:
-        """Take a request from its sending to its line."""
+        """Take a request from its sending to its line, once its answer is on the disk."""
+        outcome: tuple[Completion, Answer] | RowError
         try:
-            outcome = await self._outcome(request)
+            try:
+                outcome = await self._talk().hold(request)
+                is_stored = await self._plan.cache.put(request.key, *outcome)
+                self._run.stats.unstored += not is_stored
+            except RowError as error:
+                error.__context__ = None
+                outcome = error.with_traceback(None)  # its frames would keep the request's bytes alive
             self._print(request, outcome)
             if request.rows:
                 self._run.tasks.create_task(self._print_shared(request, outcome))
@@ -122,17 +129,6 @@ class Ask:
         elif not isinstance(error, Abandoned):
             self._run.stop_for(error)
 
-    async def _outcome(self, request: Request) -> tuple[Completion, Answer] | RowError:
-        """Return an answer that is on the disk, or the error that is left of it."""
-        try:
-            outcome = await self._talk().hold(request)
-            is_stored = await self._plan.cache.put(request.key, *outcome)
-            self._run.stats.unstored += not is_stored
-            return outcome
-        except RowError as error:
-            error.__context__ = None
-            return error.with_traceback(None)  # its frames would keep the request's bytes alive
-
     def _talk(self) -> "Conversation":
         if self._conversation is None:  # what asks is loaded when the first row has to be asked
             from llmfilter.modes.budget import Budget
@@ -153,14 +149,14 @@ class Ask:
         is_shared = request.is_shared
         if isinstance(outcome, RowError):
             stats.by_kind[outcome.kind] += 1
-            output.error(number, outcome, request.attempts, raw, True)
+            output.error(number, outcome, request.attempts.sent if request.attempts else 0, raw, True)
         else:
             completion, answer = outcome
             if is_shared:
                 stats.count_replays(1, completion.usage)
             else:
                 stats.asked += 1
-            output.answers({number: self._look_up.replay.join(number, raw, record, answer, completion.body)})
+            output.answer(number, self._look_up.replay.join(number, raw, record, answer, completion.body))
             self._say_replaced()
         self._requests.drop_row(request)
         if is_shared:

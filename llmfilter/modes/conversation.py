@@ -49,17 +49,7 @@ class Conversation:
 
     async def hold(self, request: Request) -> tuple[Completion, Answer]:
         """Return an answer; raise the RowError that is left of it, RunError, or Abandoned while stopping."""
-        attempts = Attempts(self._asking.retries)
-        try:
-            return await self._hold(request, attempts)
-        except Abandoned:
-            if self._client.is_hopeless and attempts.refusal:
-                raise self._reject(attempts.refusal) from None
-            raise
-        finally:
-            request.attempts = attempts.sent
-
-    async def _hold(self, request: Request, attempts: Attempts) -> tuple[Completion, Answer]:
+        attempts = request.attempts = Attempts(self._asking.retries)
         body, reasks_left = request.body, self._asking.reasks
         unusable = request.unusable if reasks_left else None
         if unusable:
@@ -71,6 +61,8 @@ class Conversation:
                 answer = self._plan.checks.judge(completion.content, completion.fault)
                 self._hopeless.succeed()
                 return completion, answer
+            except Abandoned:
+                raise self._abandon(attempts) from None
             except Retryable as fault:
                 is_foreign = self._hopeless.is_foreign(fault)
                 self._hopeless.hear(fault)
@@ -90,6 +82,8 @@ class Conversation:
                 attempts.forget_failures()
                 continue
             await self._back_off(request, wait_s)
+            if self._client.ending.has_begun:
+                raise self._abandon(attempts)
 
     async def _send_within(self, body: bytes, attempts: Attempts) -> Completion:
         """Send a request as `Client.send` does, when the budget has room for it."""
@@ -103,18 +97,22 @@ class Conversation:
             budget.free()
         return completion
 
+    def _abandon(self, attempts: Attempts) -> Exception:
+        """Return what becomes of a row for which nothing more is sent: where the run was hopeless it has failed."""
+        if self._client.is_hopeless and attempts.refusal:
+            return self._reject(attempts.refusal)
+        return Abandoned()
+
     def _reject(self, fault: RowError) -> RowError:
         return self._hopeless.reject(self._client.clean(fault))
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
-        """Wait before another attempt, and let others have the slot; raise Abandoned while draining."""
+        """Wait before another attempt, or until the run ends, and let others have the slot."""
         self._requests.lend_slot(request)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._client.ending.wait()
         await self._requests.return_slot(request)
-        if self._client.ending.has_begun:
-            raise Abandoned
 
     def _reask(self, request: Request, fault: RowError) -> bytes:
         self._client.stats.reasked += 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llmfilter.errors import RowError
 from llmfilter.jsontext import Row
+from llmfilter.modes.attempts import Attempts
 
 QUEUED_MOST = 64  # the next block of lines is taken when no more wait
 _ROW_BYTES = 1000  # of memory, beyond a row's own bytes
@@ -23,7 +24,7 @@ class Request:
 
     size: bytes of the memory that it holds without a slot.
     unusable: what is wrong with the answer that the cache has.
-    attempts: how often it was sent so far, re-asking included.
+    attempts: what it has gone through so far, re-asking included; None before.
     is_shared: its first row is printed, the others follow.
     slot: what it waits for that has lent its slot to others; None before.
     """
@@ -33,7 +34,7 @@ class Request:
     rows: deque[Row]
     size: int
     unusable: RowError | None = None
-    attempts: int = 0
+    attempts: Attempts | None = None
     is_shared: bool = False
     slot: asyncio.Future[None] | None = None
 

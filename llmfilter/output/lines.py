@@ -59,13 +59,18 @@ class Output:
             if self._order.put(lines):
                 self.changed.notify()
         else:
-            whole = (next(iter(lines)), b"".join(lines.values()))
-            self.size += size_of([whole])
-            self._stdout.put([whole])
+            self._put(self._stdout, (next(iter(lines)), b"".join(lines.values())))
+
+    def answer(self, number: int, line: bytes) -> None:
+        """Print the answer to one row."""
+        if self._order:
+            self.answers({number: line})
+        else:
+            self._put(self._stdout, (number, line))
 
     def error(self, number: int, error: RowError, attempts: int, raw: bytes, is_record: bool) -> None:
         """Print that the row on line `number` has failed, after so many requests; raw: its own bytes."""
-        self._to_stderr((number, self._describe(number, error, attempts, raw, is_record)))
+        self._put(self._stderr, (number, self._describe(number, error, attempts, raw, is_record)))
         self.skip(number)
 
     def skip(self, number: int) -> None:
@@ -75,11 +80,11 @@ class Output:
 
     def say(self, message: str) -> None:
         """Print a plain line on stderr."""
-        self._to_stderr((0, self._plain(message)))
+        self._put(self._stderr, (0, self._plain(message)))
 
-    def _to_stderr(self, line: Line) -> None:
-        self.size += size_of([line])
-        self._stderr.put([line])
+    def _put(self, writer: Writer, line: Line) -> None:
+        self.size += len(line[1]) + LINE_BYTES
+        writer.put(line)
 
     async def room_for(self, number: int) -> None:
         """Return when the line of the row on line `number` may come."""
@@ -96,19 +101,17 @@ class Output:
         return self._has_room_for(number) and (not self._waiting or self._is_awaited(number))
 
     def _has_room_for(self, number: int) -> bool:
-        if self.is_over:
+        if self.size < BUFFER_BYTES or self.is_over:
             return True
         # What waits for its turn must not keep the line out that it waits for.
-        if self._is_awaited(number):
-            return self.size - (self._order.size if self._order else 0) < BUFFER_BYTES
-        return self.size < BUFFER_BYTES
+        return self._order is not None and self._is_awaited(number) and self.size - self._order.size < BUFFER_BYTES
 
     def _is_awaited(self, number: int) -> bool:
         return self._order is not None and number == self._order.next
 
     def _emit_in_turn(self, numbered: Line) -> None:
         if numbered[1]:
-            self._stdout.put([numbered])
+            self._stdout.put(numbered)
         else:
             self.size -= LINE_BYTES
 

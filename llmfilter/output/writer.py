@@ -38,14 +38,14 @@ class Writer:
         self.error: Exception | None = None
         self.lost_line: int | None = None
 
-    def put(self, lines: Iterable[Line]) -> None:
-        """Queue lines; they are written at the end of this turn of the loop, or when the thread is free."""
+    def put(self, line: Line) -> None:
+        """Queue a line, or several; written at the end of this turn of the loop, or when the thread is free."""
         if self._write_now is None or self.error or not self._batches.idle:
-            self._batches.add(lines)
+            self._batches.add([line])
             return
         if not self._fresh:
             self._loop.call_soon(self._try_now, self._write_now)
-        self._fresh += lines
+        self._fresh.append(line)
 
     @property
     def idle(self) -> bool:
@@ -91,6 +91,8 @@ def size_of(lines: list[Line]) -> int:
 
 def split(lines: list[Line], taken: int) -> tuple[int, list[Line]]:
     """Return the memory of what is written once so many bytes are, and the lines that are left, the first cut."""
+    if taken == (whole := size_of(lines)) - LINE_BYTES * len(lines):
+        return whole, []
     size = 0
     for at, (number, line) in enumerate(lines):
         if taken < len(line):

@@ -34,14 +34,14 @@ _PARSER_PARAMS: dict[str, Any] = {
     "max_field_size": 8190,
     "max_headers": 128,
 }
-# None that tells how the body is to be read.
+# None that tells how the body is to be read: most differ from those in their first letter.
 _FIELD = (
-    rb"(?:(?!content-|transfer-|connection:|trailer:|upgrade:)[!-9;-~]+:[\t -~]*"
-    rb"|content-type:[\t -~]*|connection: ?keep-alive)\r\n"
+    rb"(?:[!-9;-BD-SV-bd-sv-~][!-9;-~]*+:[\t -~]*+"
+    rb"|(?!(?i:content-|transfer-|connection:|trailer:|upgrade:))[!-9;-~]++:[\t -~]*+"
+    rb"|(?i:content-type:)[\t -~]*+|(?i:connection: ?keep-alive))\r\n"
 )
 _ORDINARY = re.compile(
-    rb"HTTP/1\.1 200 [\t -~]*\r\n(?:%b)*+content-length: ?([0-9]{1,7})\r\n(?:%b)*+\r\n" % (_FIELD, _FIELD),
-    re.IGNORECASE,
+    rb"HTTP/1\.1 200 [\t -~]*+\r\n(?:%b)*+(?i:content-length): ?([0-9]{1,7})\r\n(?:%b)*+\r\n" % (_FIELD, _FIELD)
 )
 
 
@@ -194,7 +194,7 @@ class Direct:
         """Return a connection that was kept, if there is one."""
         while self._free:
             connection = self._free.pop()
-            if not connection.should_close and self._loop.time() - connection.free_since < IDLE_S:
+            if connection.is_connected() and self._loop.time() - connection.free_since < IDLE_S:
                 return connection
             connection.abort()
         return None

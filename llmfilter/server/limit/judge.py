@@ -118,11 +118,15 @@ class Judge:
         history = self._history
         ticket = Ticket(row, history.sent, now, self.in_flight, history.refused)
         history.sent += 1
+        if not self.in_flight:
+            self._silence.pause(now)
         self.in_flight += 1
         self._sent_at = now
-        self._silence.pause(now)
-        self._most_at = max(self._most_at, now - LATE_S) + 1 / self._per_s_most
-        if self.mode == STOPPED:
+        if self._per_s_most < math.inf:
+            self._most_at = max(self._most_at, now - LATE_S) + 1 / self._per_s_most
+        if self.mode == FREE:
+            pass
+        elif self.mode == STOPPED:
             self._probing.sent(now)
         elif self.mode in (TRIAL_MODE, PACE):
             self._trial.sent(now, ticket.number)

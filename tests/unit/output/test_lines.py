@@ -274,7 +274,8 @@ def test_large_lines_are_not_copied_to_be_written_together() -> None:
     async def write() -> None:
         changed = Change()
         writer = Writer(taken.append, lambda size: changed.notify())
-        writer.put(lines)
+        for line in lines:
+            writer.put(line)
         await changed.until(lambda: len(taken) == len(lines))
 
     run(write)

@@ -146,6 +146,8 @@ class _Parser(argparse.ArgumentParser):
         what, _, arguments = message.partition(": ")
         if what == "unrecognized arguments":
             message = describe_unknown(arguments, self._option_string_actions)
+        elif arguments == "expected one argument":
+            message = f"{what} needs a value: one that begins with - is given behind =, like --system='- Be brief'"
         raise UsageError(f"{printable(message)} (see llmfilter --help)")
 
 

@@ -70,6 +70,8 @@ WRONG: list[tuple[Sequence[str], dict[str, str | None], Sequence[str]]] = [
     ([*ASK, "-model", "x"], {}, ["-model: did you mean --model?"]),
     ([*ASK, "-schema=schema.json"], {}, ["-schema: did you mean --schema?"]),
     ([*ASK, "—text"], {}, ["did you mean --text?"]),
+    ([*ASK, "--price", "-1,2"], {}, ["--price needs a value: one that begins with - is given behind ="]),
+    ([*ASK, "-s"], {}, ["-s/--system needs a value"]),
     ([*ASK, "--temperature", "0"], {}, ["--temperature: give -o temperature=NUMBER"]),
     ([*ASK, "--top-p", "0"], {}, ["--top-p", "like -o max_tokens=500"]),
     ([*ASK, "--api-key", "sk-secret"], {}, ["--api-key: the key comes from $OPENAI_API_KEY"]),

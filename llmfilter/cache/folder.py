@@ -1,5 +1,6 @@
 """A cache's folder: found, opened, and refused where it can't be used."""
 
+import errno
 import mmap
 import os
 import struct
@@ -21,6 +22,7 @@ _FIRST_NODE, _NODE = "=10xH4xH", "=HHHH"  # a page's flags and its first node; c
 _BRANCH, _LEAF, _DEPTH_MOST = 1, 2, 32
 _ODD_FLAGS = 0x76  # REVERSEKEY, DUPSORT, DUPFIXED, INTEGERDUP, REVERSEDUP
 _READERS_MOST = 1024  # processes on one folder; LMDB's default of 126 is used up by a cluster job
+_LOCK_BYTES = 64 * _READERS_MOST + 128  # of a lock file: a cache line for each, and two for itself
 _NETWORK = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"),
     *("fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "fuse.gcsfuse", "fuse.rclone", "virtiofs"),
@@ -60,6 +62,7 @@ def open_folder(folder: Path) -> lmdb.Environment:
     made = [each for each in (files[0], folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_lockable(files[1])
         env = _open_or_make(folder)
         if made:  # what is in the file before its name, and that before anything is printed
             env.sync(True)
@@ -75,6 +78,22 @@ def open_folder(folder: Path) -> lmdb.Environment:
     _make_readable(folder / "data.mdb", env)
     env.reader_check()
     return env
+
+
+def _make_lockable(file: Path) -> None:
+    """Give a lock file its room: LMDB writes it through a map, where a full disk ends the process (SIGBUS).
+
+    To be called while this process has it not open otherwise: to close a file takes its locks away.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_blocks * 512 < _LOCK_BYTES:
+            os.posix_fallocate(descriptor, 0, _LOCK_BYTES)
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):  # else it can't be told beforehand
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -218,6 +218,16 @@ def test_a_full_disk_is_named_and_what_it_has_no_room_for_is_counted(program: Pr
     assert f"{unstored} answers could not be stored" in ended
 
 
+@pytest.mark.skipif(not may_mount, reason="only a user namespace of its own may mount a small disk")
+def test_a_disk_without_room_for_the_lock_file_is_named(program: Programs, server: Server) -> None:
+    program.cache.mkdir()
+    full = f'mount -t tmpfs -o size=64k tmpfs {program.cache} && cat /dev/zero > {program.cache}/full; exec "$@"'
+    shell = f"exec {shlex.join(NAMESPACE)} sh -c '{full}' sh \"$@\" 2>&1"
+    run = program.run(*ASK, input=rows([1]), shell=shell)
+    assert run.status == 2, "it ended with SIGBUS once"
+    assert b"No space left on device" in run.stdout.splitlines()[-1] and not server.requests
+
+
 def test_a_limited_address_space_is_enough(program: Programs, server: Server) -> None:
     for shell in ('ulimit -v 4000000; exec "$@"', 'exec "$@"', 'ulimit -v 4000000; exec "$@"'):
         ask_3(program, shell=shell)

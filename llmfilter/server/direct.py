@@ -96,6 +96,11 @@ class Connection(ResponseHandler):
         """Return whether nobody waits for anything from it."""
         return self._answer is None and (self._body is None or self._body.is_eof())
 
+    @property
+    def has_unsent(self) -> bool:
+        """Return whether a part of a request waits to be sent, although its answer is there."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set up the parser, which reads all answers."""
         super().connection_made(transport)
@@ -207,7 +212,7 @@ class Direct:
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection whose answer was read for another request, if it can take one."""
-        if connection.should_close or not connection.is_idle:
+        if connection.should_close or not connection.is_idle or connection.has_unsent:
             connection.abort()
             return
         connection.is_used = True
@@ -224,6 +229,10 @@ class Direct:
 class _Nowhere(asyncio.Transport):
     def write(self, data: object) -> None:
         """Drop it."""
+
+    def is_closing(self) -> bool:
+        """Stay open."""
+        return False
 
     def abort(self) -> None:
         """Close nothing."""
@@ -244,7 +253,7 @@ def is_known() -> bool:
                 connection.data_received(part)
             got = answer.result()
             bodies.append(got if isinstance(got, bytes) else got[1].read_nowait())
-        is_kept = connection.is_idle and not connection.should_close
+        is_kept = connection.is_idle and connection.is_connected() and not connection.should_close
         broken = connection.ask(b"", far)
         connection.connection_lost(None)
         connection.abort()

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import random
+import socket
+import threading
 import time
 
 import pytest
 from program import ASK, Programs, rows
-from server import Reply, Request, Server, completion, echo, error
+from server import PATIENCE_S, Reply, Request, Server, completion, echo, error
 
 TOO_LARGE = error(429, "Request too large", code="rate_limit_exceeded")
 
@@ -122,3 +124,36 @@ def test_a_wait_that_nobody_waits_for_ends_the_run_and_is_told(
     run = program.run(*ASK, input=rows([1]))
     assert (run.status, run.rows, len(server.requests)) == (3, [], 1)
     assert said in run.said[0]
+
+
+LARGE_BYTES = 12_000_000  # more than the system keeps for a reader that reads nothing
+
+
+def serve_one(listener: socket.socket, is_over: threading.Event) -> None:
+    """Answer a large request by its head alone, and read no more of it; others as usual."""
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rb") as reader:
+        while head := list(iter(reader.readline, b"\r\n")):
+            (length,) = [int(each[15:]) for each in head if each.lower().startswith(b"content-length:")]
+            is_large = length >= LARGE_BYTES
+            body = b'{"error":{"message":"too large"}}' if is_large else completion({"a": 1}).body
+            if not is_large:
+                reader.read(length)
+            status = b"413 Content Too Large" if is_large else b"200 OK"
+            connection.sendall(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+            if is_large:
+                is_over.wait(PATIENCE_S)
+                return
+
+
+def test_who_is_answered_before_it_is_sent_holds_up_nobody(program: Programs) -> None:
+    is_over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(2):
+            threading.Thread(target=serve_one, args=(listener, is_over), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        run = program.run(
+            *ASK, "-u", url, "-j", "1", "-r", "0", "--timeout", "5", input=rows(["x" * LARGE_BYTES, 1, 2])
+        )
+        is_over.set()
+    assert ([row["id"] for row in run.rows], [each["error"] for each in run.errors]) == ([1, 2], ["http"])

@@ -46,7 +46,7 @@ def test_an_inside_that_has_changed_goes_the_sessions_way(monkeypatch: pytest.Mo
     assert not is_quick()
 
 
-@pytest.mark.parametrize("attribute", ["abort", "should_close", "transport", "_parser", "_payload"])
+@pytest.mark.parametrize("attribute", ["abort", "is_connected", "should_close", "transport", "_parser", "_payload"])
 def test_an_attribute_that_is_gone_goes_the_sessions_way(attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Changed(Connection):
         def __getattribute__(self, name: str) -> object:

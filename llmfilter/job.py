@@ -21,6 +21,7 @@ from llmfilter.options import typed_options
 from llmfilter.origin import describe_run
 from llmfilter.pipeline import Mode, Run
 from llmfilter.server.endpoint import Endpoint, make_endpoint
+from llmfilter.server.tls import check_key_log, load_aiohttp
 from llmfilter.typed import check_text, read_prompt, read_schema, read_system
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ async def prepare(args: Namespace, environ: Mapping[str, str], stdin: int) -> Ca
     if user and not args.image and not may_vary(user, system, fields):
         refuse_fixed(peek_keys(stdin))
     endpoint = make_endpoint(args.base_url, args.header, environ, needs_key=not is_dry(args))
+    check_key_log(endpoint, environ)
     cache = open_cache(args, environ)
     model = args.model or environ.get("OPENAI_MODEL") or await ask_for_model(args, endpoint)
     prompt = Prompt(user, system, model, fields, image=args.image)
@@ -73,8 +75,6 @@ def read_templates(args: Namespace) -> tuple[Template | None, Template | None]:
 
 async def ask_for_model(args: Namespace, endpoint: Endpoint) -> str:
     """Return the only model that the server has."""
-    from llmfilter.server.tls import load_aiohttp
-
     load_aiohttp(endpoint)
     from llmfilter.server.models import only_model
 
@@ -106,8 +106,6 @@ def make_asking(plan: Plan, args: Namespace, endpoint: Endpoint, run: Run) -> Mo
     from llmfilter.modes.ask import Ask
 
     def connect(run: Run) -> "Client":
-        from llmfilter.server.tls import load_aiohttp
-
         load_aiohttp(endpoint)
         from llmfilter.server.client import Client
         from llmfilter.server.exchange import Wire

@@ -70,6 +70,11 @@ WRONG: list[tuple[Sequence[str], dict[str, str | None], Sequence[str]]] = [
     ([*ASK, "-model", "x"], {}, ["-model: did you mean --model?"]),
     ([*ASK, "-schema=schema.json"], {}, ["-schema: did you mean --schema?"]),
     ([*ASK, "—text"], {}, ["did you mean --text?"]),
+    (
+        [*ASK, "-u", "https://localhost:9/v1"],
+        {"SSLKEYLOGFILE": "/nowhere/keys"},
+        ["$SSLKEYLOGFILE: /nowhere/keys: No such file or directory"],
+    ),
     ([*ASK, "--price", "-1,2"], {}, ["--price needs a value: one that begins with - is given behind ="]),
     ([*ASK, "-s"], {}, ["-s/--system needs a value"]),
     ([*ASK, "--temperature", "0"], {}, ["--temperature: give -o temperature=NUMBER"]),

@@ -40,7 +40,7 @@ def classify(error: BaseException) -> Retryable | RunError:
     if isinstance(error, aiohttp.ClientPayloadError):
         return Retryable("network", "the connection broke within the answer")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
-        what = re.split("[:'\"\n]", error.message)[0]  # behind it aiohttp quotes the server
+        what = re.split("[:\"\n]|(?<!\\w)'", error.message)[0]  # behind it aiohttp quotes the server
         return Retryable("network", f"the answer is not valid HTTP: {printable(what)}")
     if isinstance(error, TimeoutError):
         return Retryable("network", f"cannot connect within {CONNECT_S:g} s", is_unreachable=True)

@@ -46,6 +46,12 @@ FAULTS: dict[str, tuple[Reply, str, str, bool]] = {
     "cut body": (HEAD + b"Content-Length: 1000\r\n\r\n{", "network", "connection broke", True),
     "cut chunked body": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", "network", "connection broke", True),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "network", "not valid HTTP", True),
+    "length and chunks": (
+        HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "network",
+        "Transfer-Encoding can't be present with Content-Length",
+        True,
+    ),
     "head without end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "network", "", True),
     "invalid UTF-8": (Response(b'{"choices": "\xff"}'), "server", "not JSON", True),
     "empty body": (Response(b""), "server", "not JSON", True),

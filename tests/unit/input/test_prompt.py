@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from strategies import compact, exact, numbers, values
 
@@ -80,7 +80,10 @@ def test_each_body_begins_with_the_same_head(user: str, system: str | None, has_
     templates = None if has_own else Template(user), None if system is None else Template(system)
     prompt = Prompt(*templates, "m", {"seed": 1})
     for raw in ('{"a":"","b":"","messages":[{}]}', '{"a":"x","b":"\\n","messages":[{"role":"user"}]}'):
-        body = prompt.body(parse_json(raw), raw.encode())
+        try:
+            body = prompt.body(parse_json(raw), raw.encode())
+        except RowError:  # the pieces make up another field's name
+            reject()
         assert body.startswith(prompt.head)
         assert json.loads(body)["seed"] == 1
 

@@ -82,8 +82,6 @@ class Conversation:
                 attempts.forget_failures()
                 continue
             await self._back_off(request, wait_s)
-            if self._client.ending.has_begun:
-                raise self._abandon(attempts)
 
     async def _send_within(self, body: bytes, attempts: Attempts) -> Completion:
         """Send a request as `Client.send` does, when the budget has room for it."""
@@ -107,7 +105,7 @@ class Conversation:
         return self._hopeless.reject(self._client.clean(fault))
 
     async def _back_off(self, request: Request, wait_s: float) -> None:
-        """Wait before another attempt, or until the run ends, and let others have the slot."""
+        """Wait before another attempt, or until the run ends and nothing is sent; let others have the slot."""
         self._requests.lend_slot(request)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):

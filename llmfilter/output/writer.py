@@ -91,7 +91,8 @@ def size_of(lines: list[Line]) -> int:
 
 def split(lines: list[Line], taken: int) -> tuple[int, list[Line]]:
     """Return the memory of what is written once so many bytes are, and the lines that are left, the first cut."""
-    if taken == (whole := size_of(lines)) - LINE_BYTES * len(lines):
+    whole = size_of(lines)
+    if taken == whole - LINE_BYTES * len(lines):  # nearly always
         return whole, []
     size = 0
     for at, (number, line) in enumerate(lines):

@@ -124,9 +124,7 @@ class Judge:
         self._sent_at = now
         if self._per_s_most < math.inf:
             self._most_at = max(self._most_at, now - LATE_S) + 1 / self._per_s_most
-        if self.mode == FREE:
-            pass
-        elif self.mode == STOPPED:
+        if self.mode == STOPPED:
             self._probing.sent(now)
         elif self.mode in (TRIAL_MODE, PACE):
             self._trial.sent(now, ticket.number)
